@@ -70,8 +70,8 @@ def encoded(
             yield batch, tokens.result()
     except BrokenProcessPool as error:
         raise JobError(
-            "a process that tokenised text was killed, as the system does where memory is short; "
-            "start the same command again, it goes on with what is tokenised"
+            "a process that tokenised text ended: the lines above say why, or the system killed it "
+            "for lack of memory; start the same command again, it goes on with what is tokenised"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

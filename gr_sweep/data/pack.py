@@ -4,7 +4,6 @@ What has been written is recorded in the folder every few seconds. Only text is 
 the place.
 """
 
-import contextlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,9 +37,8 @@ PROGRESS_S = 10.0
 
 def read_progress(folder: Path) -> dict[str, Any]:
     """What `pack` recorded in the folder; empty if it has to begin."""
-    with contextlib.suppress(OSError, ValueError):
-        return dict(json.loads((folder / PROGRESS).read_text()))
-    return {}
+    path = folder / PROGRESS
+    return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def shard_name(number: int, domain: str, split: str) -> str:

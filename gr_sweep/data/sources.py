@@ -63,11 +63,7 @@ def sources_of(data: DataConfig, rules: Rules) -> list[Source]:
 
 
 def _synthetic(data: DataConfig, rules: Rules) -> Source:
-    settings: dict[str, Any] = {
-        "documents": data.documents,
-        "overlap": data.overlap,
-        "seed": data.seed,
-    }
+    settings: dict[str, Any] = {n: getattr(data, n) for n in ("documents", "overlap", "seed")}
 
     def documents() -> Iterator[Document]:
         for domain, texts in synthetic.generate(rules.domains, **settings).items():

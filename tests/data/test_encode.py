@@ -47,14 +47,9 @@ def test_what_a_tokenizer_prints_and_signals_to_all_processes_change_nothing():
     ("order", "error", "said"),
     [
         ("raise", ValueError, "a bug of the tokenizer"),
-        ("die", JobError, "was killed, as the system does where memory is short"),
+        ("die", JobError, "the system killed it for lack of memory"),
     ],
 )
 def test_an_error_of_a_process_is_raised(order, error, said):
     with pytest.raises(error, match=said):
         results("a", "b", order, *"cdefghij")
-
-
-def test_a_machine_with_many_cores_does_not_start_one_process_each(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(192)), raising=False)
-    assert encode.num_processes() == 16
