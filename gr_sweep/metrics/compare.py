@@ -18,7 +18,7 @@ from gr_sweep.metrics.bootstrap import FloatArray, estimates
 from gr_sweep.metrics.formulas import ratio, tokens_to_relearn
 from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, Text, View
 from gr_sweep.metrics.registry import Metric, Over
-from gr_sweep.metrics.tables import DENSE, LossTables, Run
+from gr_sweep.metrics.tables import DENSE, LossTables, Node, Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,10 @@ def summarize_losses(
     samples: dict[str, FloatArray] = {}
     for metric in registry.METRICS:
         if metric.value is not None:
-            names = [tables.domains if p == "domain" else tables.parts for p in metric.placeholders]
+            parts = tables.parts
+            if "domain" not in metric.placeholders:
+                parts = [Node(part) for part in parts]
+            names = [tables.domains if p == "domain" else parts for p in metric.placeholders]
             for of in itertools.product(*names):
                 if metric.over is not Over.pairs or not is_under(of[1], of[0]):
                     samples[metric(*of)] = metric.value(tables, *of)
@@ -200,7 +203,7 @@ def _curves(
     for lr, trained in sorted({(row.lr, row.trained_tokens) for row in rows if row.part == part}):
         tokens, losses = found.setdefault(lr, ([], []))
         tokens.append(trained)
-        losses.append(tables.loss(View.removed, f"{lr} {trained}", part, run=run))
+        losses.append(tables.loss(View.removed, f"{lr} {trained}", Node(part), run=run))
     return found
 
 
@@ -213,5 +216,5 @@ def _relearned(
     if not curves:
         return tables.missing, tables.missing, tables.missing
     lowest = np.fmin.reduce([loss for _, losses in curves.values() for loss in losses])
-    filtered, dense = tables.filtered(part, part), tables.dense(part)
+    filtered, dense = tables.filtered(part, Node(part)), tables.dense(Node(part))
     return lowest, *tokens_to_relearn([*curves.values()], filtered, dense)

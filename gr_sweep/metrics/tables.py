@@ -38,6 +38,11 @@ _Reads = dict[_Column, dict[str, tuple[float, tuple[int, int]]]]
 """Loss of each document as a model read it, and the document's tokens and bytes."""
 
 
+class Node(str):
+    """A node of the domain tree, which stands for the domains at or below it. A domain may have the
+    same name, and then stands for its own text alone."""
+
+
 class LossTables:
     """The losses of a job, and of its baselines on the same documents, by domain and text.
 
@@ -139,10 +144,11 @@ class LossTables:
         self, view: View, *names: str, run: Run | None = None, text: Text = Text.plain
     ) -> FloatArray:
         """Mean loss in nats per token; `names` are the part, if the view has one, and the domain or
-        node of the domain tree whose text is read."""
-        *part, node = names
+        `Node` of the domain tree whose text is read."""
+        *part, last = names
         column = _Column(view, "".join(part), run)
-        keys = [(domain, text, column) for domain in self.under(node)]
+        domains = self.under(last) if isinstance(last, Node) else [last]
+        keys = [(domain, text, column) for domain in domains]
         return self.mean([self._losses.get(key, self.missing) for key in keys])
 
     full = functools.partialmethod(loss, View.full)

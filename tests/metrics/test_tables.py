@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gr_sweep.metrics.compare import summarize_losses
+from gr_sweep.metrics.compare import Baselines, summarize_losses
 from gr_sweep.metrics.losses import DocumentLoss, Text, View
 
 
@@ -63,6 +63,21 @@ def test_slash_in_a_domain_becomes_a_dot_and_an_inner_node_stands_for_what_lies_
     assert metrics["separability/matrix/biology/biology.virology"] == pytest.approx(3.0)
     assert metrics["separability/selectivity/biology"] == pytest.approx((2.0 + 3.0) / 2 - 0.1)
     assert metrics["mean_selectivity"] == pytest.approx(2.0), "of labels and no inner nodes"
+
+
+def test_a_domain_on_an_inner_node_has_a_loss_of_its_own() -> None:
+    domains = ["code", "biology", "biology/virology"]
+    rows = [row("full", "", d, d, 10.0 * at, 10) for at, d in enumerate(domains, start=1)]
+    rows += [row("removed", "biology", d, d, 10.0 * at + 5, 10) for at, d in enumerate(domains, 1)]
+    dense = [row("full", "", d, d, 10.0, 10) for d in domains]
+    filtered = [row("full", "", d, d, 40.0, 10) for d in domains]
+    baselines = Baselines(dense=dense, filtered={"biology": filtered})
+    metrics, _ = summarize_losses(rows, domains, baselines, seed=0)
+    assert metrics["loss/full/biology"] == pytest.approx(2.0)
+    assert metrics["mean_loss"] == pytest.approx(2.0), "each label counts once"
+    assert metrics["utility/tax/biology"] == pytest.approx(1.0)
+    # As the domain that is removed it is the node: full 2.5, without it 3, never trained 4.
+    assert metrics["separability/removal/biology"] == pytest.approx(0.5 / 1.5)
 
 
 def test_what_others_gain_from_a_removal_counts_nothing_in_any_resample() -> None:
