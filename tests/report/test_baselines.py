@@ -36,9 +36,6 @@ from tests.report.conftest import changed, edit, write_summary
 DOMAINS = ["code", "biology"]
 LOSSES = {
     "routed": (4.5, 4.5),
-    "sgtm": (4.5, 4.5),
-    "demix": (4.5, 4.5),
-    "random": (4.75, 4.75),
     "dense": (4.0, 4.0),
     "filtered": (4.25, 8.0),
     "filtered_observed": (4.25, 6.0),
@@ -64,20 +61,20 @@ def losses_of(config: RunConfig, shift: float, num_documents: int) -> list[Docum
             tokens, hardness = int(rng.integers(20, 200)), rng.normal(0, 1)
             loss = LOSSES[method][at] + shift + hardness + 80 / (config.train.steps or 80) - 1
 
-            def row(
-                view: View, part: str, mean: float, domain: str = domain,
-                document: str = f"{domain}{number}", tokens: int = tokens,
-            ) -> DocumentLoss:  # fmt: skip
-                return DocumentLoss(
-                    view, part, domain, Text.plain, document, mean * tokens, tokens, 4 * tokens
-                )
-
-            rows.append(row(View.full, "", loss))
+            views = [(View.full, "", loss)]
             if resolve(config).plan.kind is not PlanKind.none:
                 for part in DOMAINS:
                     cost = 1.75 if part == domain else 0.0
-                    rows.append(row(View.removed, part, loss + cost))
-                    rows.append(row(View.kept, part, loss + 1.75 - cost))
+                    views += [
+                        (View.removed, part, loss + cost),
+                        (View.kept, part, loss + 1.75 - cost),
+                    ]
+            rows += [
+                DocumentLoss(
+                    view, part, domain, Text.plain, f"{domain}{number}", mean * tokens, tokens, 1
+                )
+                for view, part, mean in views
+            ]
     return rows
 
 
@@ -103,12 +100,11 @@ def write(
     return job
 
 
-def write_baselines(folder: Path, *, seed: int = 0) -> None:
+def write_baselines(folder: Path) -> None:
     for steps in (10, 20, 40, 80):
-        write(folder, config_of("dense", steps=steps, seed=seed), f"dense {steps} {seed}")
+        write(folder, config_of("dense", steps=steps), f"dense {steps}")
     for domain in DOMAINS:
-        config = config_of("filtered", without=[domain], seed=seed)
-        write(folder, config, f"filtered {domain} {seed}")
+        write(folder, config_of("filtered", without=[domain]), f"filtered {domain}")
 
 
 def named(sweep: Sweep, name: str) -> Job:
@@ -221,15 +217,15 @@ def test_shorter_dense_runs_are_not_compared_but_stay_in_the_table(tmp_path: Pat
     write(tmp_path, config_of(), "routed")
     sweep = read_sweep(tmp_path)
     compared = [job.name for job in sweep.compared]
-    assert compared == ["dense 80 0", "filtered biology 0", "filtered code 0", "routed"]
+    assert compared == ["dense 80", "filtered biology", "filtered code", "routed"]
     assert len(sweep.jobs) == 7 and "train.steps" not in sweep.varied
     frame = gr_sweep.results(tmp_path).set_index("job")
-    assert frame.loc["dense 20 0", "train.steps"] == 20
-    assert not frame.loc["dense 20 0"].filter(like="utility/").notna().any()
-    assert not pd.isna(frame.loc["dense 20 0", "loss/full/code"])
+    assert frame.loc["dense 20", "train.steps"] == 20
+    assert not frame.loc["dense 20"].filter(like="utility/").notna().any()
+    assert not pd.isna(frame.loc["dense 20", "loss/full/code"])
     write(tmp_path, config_of(steps=40), "routed 40")
     shorter = [job.name for job in read_sweep(tmp_path).jobs if job.is_shorter_dense]
-    assert shorter == ["dense 10 0", "dense 20 0"], "the other is the baseline of its length"
+    assert shorter == ["dense 10", "dense 20"], "the other is the baseline of its length"
 
 
 def test_loss_above_the_shortest_dense_run_of_the_curve_is_a_bound(tmp_path: Path) -> None:
@@ -282,7 +278,7 @@ def test_flipped_digit_of_a_table_costs_only_its_own_job(
 ) -> None:
     write_baselines(tmp_path)
     write(tmp_path, config_of(), "routed")
-    broken = tmp_path / "filtered biology 0"
+    broken = tmp_path / "filtered biology"
     path = broken / "document_losses.csv"
     edit(broken, lambda summary: summary.update(files={path.name: content_digest(path)}))
     assert "separability/removal/biology" in named(read_sweep(tmp_path), "routed").metrics
@@ -307,21 +303,18 @@ def test_mean_over_seeds_has_a_t_interval_and_differences_are_paired(tmp_path: P
     for seed, shift in enumerate((0.0, 1.0, -0.5)):
         write(tmp_path, config_of("dense", seed=seed), f"dense {seed}", shift=shift)
         write(tmp_path, config_of(seed=seed), f"routed {seed}", shift=shift + 0.1 * seed)
-    sweep = read_sweep(tmp_path)
-    dense, routed = sweep.replicates
-    half, loss_of = 4.3027 * 0.1 / 3**0.5, measures.BY_METRIC[registry.LOSS_FULL]
-    for found in (
-        over_seeds(routed, lambda job: job.estimate("mean_tax")),
-        loss_of.difference(routed, dense),
-    ):
+    dense, routed = read_sweep(tmp_path).replicates
+    loss = measures.BY_METRIC[registry.LOSS_FULL]
+    half = 4.3027 * 0.1 / 3**0.5
+    tax = over_seeds(routed, lambda job: job.estimate("mean_tax"))
+    for found in (tax, loss.difference(routed, dense)):
         assert found is not None and found.interval is not None
         assert found.value == pytest.approx(0.6)
         assert found.interval == pytest.approx((0.6 - half, 0.6 + half), rel=1e-4)
-    loss = over_seeds(routed, lambda job: job.estimate("loss/full/code"))
-    assert loss is not None and loss.interval is not None
-    assert loss.interval[1] - loss.interval[0] > 10 * half, "between seeds losses differ by nats"
-    single = loss_of.difference(routed[:1], dense[:1])
+    own = over_seeds(routed, loss.of)
+    assert own is not None and own.interval is not None
+    assert own.interval[1] - own.interval[0] > 10 * half, "between seeds losses differ by nats"
+    single = loss.difference(routed[:1], dense[:1])
     assert single is not None and single.interval is None
     assert over_seeds(routed, lambda job: job.estimate("no such metric")) is None
-    assert measures.BY_METRIC[registry.RELEARN_RATIO].difference(routed, dense) is None
-    assert loss_of.difference(routed, dense[1:]) is None, "not of the same seeds"
+    assert loss.difference(routed, dense[1:]) is None, "not of the same seeds"
