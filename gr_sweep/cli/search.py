@@ -8,7 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -130,17 +130,19 @@ class Objective:
         return fmean(values)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Trial:
-    """Settings that Optuna asks for."""
+    """Settings that Optuna has asked for."""
 
     asked: "optuna.Trial"
     number: int
-    """From 1; trials that Optuna asks for again have none."""
+    """From 1."""
     lines: tuple[str, ...]
     """Overrides of the searched settings."""
-    jobs: list[Job]
+    jobs: list[Job] = field(default_factory=list)
     """One for each seed."""
+    values: list[float] = field(default_factory=list)
+    """Its objectives; none while it runs or if it has failed."""
 
 
 class Search:
@@ -184,11 +186,13 @@ class Search:
             directions=["maximize" if of.direction > 0 else "minimize" for of in metrics],
             sampler=optuna.samplers.TPESampler(seed=config.seed),
         )
+        self._trials: dict[tuple[str, ...], Trial] = {}
+        """By their overrides."""
         self._running: list[Trial] = []
-        self._done: list[Trial] = []
-        """Those that have all objectives."""
-        self._told: dict[tuple[str, ...], list[float]] = {}
-        """Objectives by overrides; none for a trial that runs or has failed."""
+
+    @property
+    def _done(self) -> list[Trial]:
+        return [trial for trial in self._trials.values() if trial.values]
 
     def ask(self) -> list[Job]:
         """The new jobs of the next `n_jobs` trials.
@@ -196,28 +200,27 @@ class Search:
         A trial whose settings do not go together has failed, and the next takes its place; the
         error is raised if no trial of the search can run. One that is asked again does not count.
         """
-        jobs: list[Job] = []
-        repeats = 0
-        while len(self._running) < self._config.n_jobs and repeats < _MOST_REPEATS:
-            if len(self._told) == self._config.n_trials:
-                break
+        most, jobs, repeats = self._config.n_trials, list[Job](), 0
+        while len(self._running) < self._config.n_jobs and len(self._trials) < most:
             asked = self._study.ask()
             lines = tuple(of.ask(asked) for of in self._parameters)
-            if lines in self._told:
+            if lines in self._trials:
+                self._tell(asked, self._trials[lines].values)
                 repeats += 1
-                self._tell(asked, self._told[lines])
+                if repeats == _MOST_REPEATS:
+                    break
                 continue
-            self._told[lines] = []
-            number = len(self._told)
+            trial = Trial(asked=asked, number=len(self._trials) + 1, lines=lines)
+            self._trials[lines] = trial
             try:
-                own, new = self._jobs_of(lines)
+                trial.jobs, new = self._jobs_of(lines)
             except GrSweepError as error:
-                if number == self._config.n_trials and not (self._running or self._done):
+                if trial.number == most and not (self._running or self._done):
                     raise
                 self._tell(asked, [])
-                self._say(number, lines, str(error))
+                self._say(trial, str(error))
                 continue
-            self._running.append(Trial(asked=asked, number=number, lines=lines, jobs=own))
+            self._running.append(trial)
             jobs += new
         return jobs
 
@@ -244,14 +247,22 @@ class Search:
             outcomes += run_jobs(replace(command, jobs=new))
             if any(outcome.state is State.running for outcome in outcomes):
                 raise JobError("another process runs jobs of this search; wait until it has ended")
-            read = [job.folder for job in jobs]
-            results = processes.from_main(partial(self._results, command.folder, read))
+            folders = [job.folder for job in jobs]
+            results = processes.from_main(partial(self._results, command.folder, folders))
             for trial, values in zip(self._running, results, strict=True):
-                self._end(trial, values)
+                if values and None not in values:
+                    trial.values = [value for value in values if value is not None]
                 num_without += None in values
+                self._tell(trial.asked, trial.values)
+                numbers = ["none" if value is None else f"{value:.4g}" for value in values]
+                names = [of.name for of in self._objectives]
+                said = ", ".join(map(" ".join, zip(names, numbers, strict=False)))
+                self._say(trial, said or "failed")
             if num_without >= _MOST_WITHOUT and not self._done:
-                names = " and ".join(of.name for of in self._objectives)
-                raise JobError(f"no finished job has {names}; choose other objectives")
+                names = [of.name for of in self._objectives]
+                raise JobError(
+                    f"no finished job has {' and '.join(names)}; choose other objectives"
+                )
             self._running = []
             new = self.ask()
         if processes.is_main:
@@ -274,23 +285,10 @@ class Search:
 
         self._study.tell(asked, values or None, None if values else TrialState.FAIL)
 
-    def _end(self, trial: Trial, values: Sequence[float | None]) -> None:
-        """Tells Optuna and the user the objectives of a trial; none if it failed."""
-        known = [value for value in values if value is not None]
-        if len(known) == len(self._objectives):
-            self._told[trial.lines] = known
-            self._done.append(trial)
-        self._tell(trial.asked, self._told[trial.lines])
-        said = [
-            f"{of.name} {'none' if value is None else f'{value:.4g}'}"
-            for of, value in zip(self._objectives, values, strict=False)
-        ]
-        self._say(trial.number, trial.lines, ", ".join(said) or "failed")
-
-    def _say(self, number: int, lines: Sequence[str], said: str) -> None:
+    def _say(self, trial: Trial, said: str) -> None:
         if connect().is_main:
-            at = f"trial {number} of {self._config.n_trials}"
-            print(f"{at}: {title_of(lines)}: {said}", file=sys.stderr)
+            at = f"trial {trial.number} of {self._config.n_trials}"
+            print(f"{at}: {title_of(trial.lines)}: {said}", file=sys.stderr)
 
     def _write(self, folder: Path) -> None:
         """Writes into the sweep's folder what the report shows of the search."""
@@ -313,7 +311,7 @@ class Search:
 
         found = {}
         for at, objective in enumerate(self._objectives):
-            values = {self._told[trial.lines][at] for trial in self._done}
+            values = {trial.values[at] for trial in self._done}
             if len(self._done) >= FEWEST_FOR_IMPORTANCE and len(values) > 1:
                 shares = get_param_importances(
                     self._study,
