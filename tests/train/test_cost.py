@@ -56,12 +56,8 @@ def test_parameters_whole_kept_and_active() -> None:
         assert num_parameters(routed) == whole
         assert kept_parameters(routed) == dict.fromkeys(COUNTS, whole - MLP // 4)
         assert active_parameters(routed, routed.row_groups(COUNTS)) == whole - MLP * (1 - share_on)
-
-
-def test_a_dense_model_is_active_whole_and_has_no_parts() -> None:
-    routed = make("none", 0.0, "none")
-    assert active_parameters(routed, routed.row_groups(COUNTS)) == num_parameters(routed)
-    assert kept_parameters(routed) == {} == kept_flops_per_token(routed, 8)
+    dense = make("none", 0.0, "none")
+    assert kept_parameters(dense) == {} == kept_flops_per_token(dense, 8)
 
 
 def test_flops_count_attention_too() -> None:

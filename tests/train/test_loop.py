@@ -18,7 +18,6 @@ from gr_sweep.model.loss import TokenLosses
 from gr_sweep.model.route import RoutedModel, route_model
 from gr_sweep.model.sizes import Size, llama_config, random_model
 from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.tracking.jsonl import JsonlTracker, read_rows
 from gr_sweep.train.checkpoint import Checkpoints, tensors_of
 from gr_sweep.train.distributed import rows_of
 from gr_sweep.train.loop import Trainer
@@ -79,7 +78,6 @@ def run(
     *,
     routed=None,
     batches=None,
-    evaluate=lambda is_last: {"eval/loss/code": 1.0},
     tracker=None,
     signals=None,
     **settings,
@@ -95,7 +93,7 @@ def run(
         config=config,
         seed=0,
         eval_every=3,
-        evaluate=evaluate,
+        evaluate=lambda is_last: {"eval/loss/code": 1.0},
         tracker=rows,
         checkpoints=checkpoints,
         device=CPU,
@@ -104,11 +102,6 @@ def run(
     trainer.start(routed.plan)
     trainer.run(batches or FixedBatches())
     return routed, trainer.state, rows
-
-
-def saved(folder) -> list[str]:
-    """Names of the checkpoints."""
-    return sorted(path.name for path in folder.glob("checkpoints/*"))
 
 
 def assert_same_weights(one: RoutedModel, other: RoutedModel) -> None:
@@ -160,64 +153,23 @@ def test_a_killed_job_ends_with_the_weights_and_rows_of_an_uninterrupted_one(tmp
     assert_same_weights(whole, resumed)
 
 
-def send_in_step(routed: RoutedModel, step: int, number: int) -> None:
-    """Sends a signal to this process while it computes the gradients of that step."""
-    clip, calls = routed.clip_grad_norm_, itertools.count(1)
+def test_a_signal_in_the_last_step_stops_the_run_that_it_leaves_whole(tmp_path):
+    """Whole jobs are stopped in other moments."""
+    routed, signals, calls = make_routed(), StopSignals(), itertools.count(1)
+    clip = routed.clip_grad_norm_
 
     def clip_and_send(max_norm):
-        if next(calls) == step:
-            os.kill(os.getpid(), number)
+        if next(calls) == 6:
+            os.kill(os.getpid(), signal.SIGINT)
         return clip(max_norm)
 
     routed.clip_grad_norm_ = clip_and_send
-
-
-def reader(routed: RoutedModel):
-    """An evaluation whose metric is a loss of the current model."""
-    rows = FixedBatches().step(1000)
-
-    def evaluate(is_last):
-        with torch.no_grad():
-            loss = TokenLosses(routed)(torch.from_numpy(rows))[0]
-        return {"eval/loss/code": loss.item()}
-
-    return evaluate
-
-
-@pytest.mark.parametrize(
-    ("number", "step"),
-    [(signal.SIGUSR2, 1), (signal.SIGINT, 6)],
-)
-def test_a_signal_ends_the_step_and_the_resumed_run_ends_like_one_never_stopped(
-    tmp_path, number, step
-):
-    """In a step without a row of its own, and in the last one."""
-
-    def tracked(name, **options):
-        routed, tracker = make_routed(), JsonlTracker(tmp_path / f"{name}.jsonl")
-        return routed, options | dict(routed=routed, evaluate=reader(routed), tracker=tracker)
-
-    whole, options = tracked("whole")
-    run(tmp_path / "whole", **options)
-    signals = StopSignals()
-    stopped, options = tracked("stopped", signals=signals)
-    send_in_step(stopped, step, number)
+    rows = Rows()
     with pytest.raises(Stopped) as error, signals.listening():
-        run(tmp_path / "stopped", **options)
-    assert error.value.signum == number
-    assert saved(tmp_path / "stopped")[-1] == f"step_{step:08d}"
-    assert [row["step"] for row in read_rows(tmp_path / "stopped.jsonl")][-1] == step
-
-    resumed, options = tracked("stopped")
-    _, state, _ = run(tmp_path / "stopped", **options)
-    assert state.step == 6 and state.tokens == 6 * 8 * 6
-    assert_same_weights(whole, resumed)
-    rows, expected = (read_rows(tmp_path / f"{name}.jsonl") for name in ("stopped", "whole"))
-    assert [row for row in rows if "eval/loss/code" in row] == [
-        row for row in expected if "eval/loss/code" in row
-    ]
-    steps = [row["step"] for row in rows if "train/loss" in row]
-    assert steps == sorted({2, 3, 4, 6, step}), "no step twice"
+        run(tmp_path, routed=routed, signals=signals, tracker=rows)
+    assert error.value.signum == signal.SIGINT
+    _, state, _ = run(tmp_path, tracker=rows)
+    assert state.step == 6 and [step for step, _ in rows] == [0, 2, 3, 3, 4, 6, 6]
 
 
 def test_rows_left_out_leave_the_denominator_alone(tmp_path):
