@@ -39,14 +39,9 @@ class HeldoutBatches:
             rank, world_size: this process, of those that share the windows.
             text: which version of the documents this is.
         """
-        self._held_out = dict(held_out)
-        self._options: dict[str, Any] = {
-            "batch_sequences": batch_sequences,
-            "device": device,
-            "rank": rank,
-            "world_size": world_size,
-            "text": text,
-        }
+        self._held_out, self._are_shared = dict(held_out), world_size > 1
+        self._how: dict[str, Any] = {"batch_sequences": batch_sequences, "device": device}
+        self._how |= {"rank": rank, "world_size": world_size, "text": text}
         self._documents: list[DocumentLoss] = []
         windows = []
         for domain, documents in held_out.items():
@@ -76,7 +71,7 @@ class HeldoutBatches:
     def only(self, domains: Iterable[str]) -> "HeldoutBatches":
         """The same text of only these domains."""
         chosen = {domain: self._held_out[domain] for domain in domains if domain in self._held_out}
-        return HeldoutBatches(chosen, **self._options)
+        return HeldoutBatches(chosen, **self._how)
 
     @property
     def documents(self) -> set[tuple[str, str]]:
@@ -99,7 +94,7 @@ class HeldoutBatches:
         if of_batches:
             of_windows = torch.cat(of_batches)
             np.add.at(sums, self._document_of_window, of_windows.cpu().numpy())
-            if self._options["world_size"] > 1:
+            if self._are_shared:
                 of_documents = torch.from_numpy(sums).to(of_windows.device)
                 torch.distributed.all_reduce(of_documents)
                 sums = of_documents.cpu().numpy()
