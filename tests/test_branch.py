@@ -28,9 +28,8 @@ from gr_sweep.model.loss import TokenLosses
 from gr_sweep.planning import Phase, phases_of
 from gr_sweep.train import loop
 from gr_sweep.train.loop import TrainState
-from gr_sweep.train.optim import learning_rate, make_optimizer
 from gr_sweep.train.signals import Stopped
-from gr_sweep.train.step import train_step
+from gr_sweep.train.step import learning_rate, make_optimizer, train_step
 from tests import jobs
 from tests.jobs import rows_of, run
 from tests.train.saved import saved_tensors

@@ -30,9 +30,15 @@ from gr_sweep.routing.rows import dropped_share
 from gr_sweep.tracking.base import Tracker
 from gr_sweep.train.checkpoint import Checkpoints, tensors_of
 from gr_sweep.train.distributed import Processes, rows_of
-from gr_sweep.train.optim import learning_rate, make_optimizer
 from gr_sweep.train.signals import StopSignals
-from gr_sweep.train.step import Forward, StepResult, train_step, training_forward
+from gr_sweep.train.step import (
+    Forward,
+    StepResult,
+    learning_rate,
+    make_optimizer,
+    train_step,
+    training_forward,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -21,9 +21,8 @@ from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.train.checkpoint import Checkpoints, tensors_of
 from gr_sweep.train.distributed import rows_of
 from gr_sweep.train.loop import Trainer
-from gr_sweep.train.optim import make_optimizer
 from gr_sweep.train.signals import Stopped, StopSignals
-from gr_sweep.train.step import train_step
+from gr_sweep.train.step import make_optimizer, train_step
 
 DOMAINS = ("code", "biology")
 SHAPE = Size(16, 24, 2, 2, 2)
