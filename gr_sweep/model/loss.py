@@ -23,8 +23,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from gr_sweep.errors import PlanError
 from gr_sweep.model.route import RoutedModel
 from gr_sweep.routing.autograd import compute_dtype
+from gr_sweep.routing.base import Columns, OutputRun, Units
 from gr_sweep.routing.modules import Routing
-from gr_sweep.routing.row_routing import Columns, OutputRun, Units
 
 Value = TypeVar("Value")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from gr_sweep.domains import UNLABELLED, expand
+from gr_sweep.domains import expand
 from gr_sweep.errors import PlanError
 from gr_sweep.model.adapters import add_adapters, remove_adapters
 from gr_sweep.model.extract import extract
@@ -221,10 +221,7 @@ class RoutedModel:
 
     def blocks_off(self, blocks: Iterable[int]) -> AbstractContextManager[None]:
         """Switches off exactly the blocks with these indices in the plan. Nothing is cut."""
-        any_rows, off = [slice(None)], [tuple(blocks)]
-        return self._routed_by(
-            RowRouting(self.plan, RouteWeights("none"), any_rows, [UNLABELLED], off)
-        )
+        return self._routed_by(RowRouting.without(self.plan, blocks))
 
     @contextmanager
     def _routed_by(self, routing: Routing) -> Iterator[None]:

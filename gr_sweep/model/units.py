@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gr_sweep.model.adapters import adapted_modules
 from gr_sweep.model.families import FAMILIES, family_of
+from gr_sweep.routing.base import Units
 from gr_sweep.routing.experts import RoutedMixture, RoutedPart
 from gr_sweep.routing.kinds import ADAPTERS, ATTN, EXPERT, MLP
 from gr_sweep.routing.modules import (
@@ -29,7 +30,6 @@ from gr_sweep.routing.modules import (
     RoutedRestHeadsFirst,
 )
 from gr_sweep.routing.plan import RoutePlan, Split
-from gr_sweep.routing.row_routing import Units
 from gr_sweep.routing.swap import Swap, check_linear
 
 LINEARS = (nn.Linear, Conv1D)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from gr_sweep.domains import ancestors, check_domains, is_under
 from gr_sweep.errors import PlanError
-from gr_sweep.routing.kinds import ADAPTERS, ATTN, EXPERT, KINDS, MLP
+from gr_sweep.routing.kinds import ATTN, EXPERT, KINDS, MLP
 from gr_sweep.routing.plan import Block, RoutePlan, Split, divide_units
 
 
@@ -33,14 +33,11 @@ def split_further(
     blocks: list[Block] = []
     children_of: list[tuple[str, ...]] = []  # of each old block, the labels that divide it
     for block in plan.blocks:
-        children: tuple[str, ...] = ()
-        if not block.is_core and len(block.owners) == 1:
-            [label] = block.owners
-            children = below[label] if len(below[label]) > 1 else ()
-        owners = frozenset(label for d in block.owners for label in below[d])
-        blocks.append(replace(block, owners=owners))
-        blocks += [Block(child, frozenset([child])) for child in children]
-        children_of.append(children)
+        owners = [label for d in block.owners for label in below[d]]
+        is_divided = not block.is_core and len(block.owners) == 1 and len(owners) > 1
+        children_of.append(tuple(owners) if is_divided else ())
+        blocks.append(replace(block, owners=frozenset(owners)))
+        blocks += [Block(child, frozenset([child])) for child in children_of[-1]]
     shares = dict.fromkeys(KINDS, 0.0) | {MLP: mlp_shared, EXPERT: mlp_shared, ATTN: attn_shared}
     splits = {}
     for (layer, kind), split in plan.splits.items():
@@ -48,28 +45,21 @@ def split_further(
         for size, children in zip(split.sizes, children_of, strict=True):
             sizes += divide_units(size, shares[kind], len(children)) if children else (size,)
         splits[layer, kind] = Split(tuple(sizes))
-    # Layers may differ: a block may have no unit in one of them, but not in all.
     old = {block.name for block in plan.blocks}
+    # Layers may differ: a block may have no unit in one of them, but not in all.
     for kind in {kind for _, kind in splits}:
         of_kind = [split.sizes for (_, k), split in splits.items() if k == kind]
         for block, *in_layers in zip(blocks, *of_kind, strict=True):
             if block.name not in old and not any(in_layers):
                 raise PlanError(
-                    f"{block.name.rpartition('/')[0]} has too few {KINDS[kind]} to be divided: "
-                    f"{block.name} gets none in any layer; {_advice(kind)}, or use fewer rounds or "
-                    "children"
+                    f"{block.name} gets no {KINDS[kind]} in any layer: the block that it divides "
+                    "has too few; lower plan.mlp_shared or plan.attn_shared, raise plan.adapters, "
+                    "or use fewer rounds or children"
                 )
     isolated = tuple(
-        frozenset(label for d in plan.domains if d in group for label in below[d])
-        for group in plan.isolated_domains
+        frozenset(label for d in group for label in below[d]) for group in plan.isolated_domains
     )
     return RoutePlan(new, tuple(blocks), splits, isolated)
-
-
-def _advice(kind: str) -> str:
-    names = [name for name, adapter in ADAPTERS.items() if adapter == kind]
-    shared = "mlp" if kind == EXPERT else kind
-    return f"raise plan.adapters.{names[0]}" if names else f"lower plan.{shared}_shared"
 
 
 def origins(plan: RoutePlan, before: RoutePlan) -> tuple[int, ...]:

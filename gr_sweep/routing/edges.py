@@ -7,7 +7,8 @@ are told apart: the weight edge (from the token to the block's parameters) and t
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 from gr_sweep.domains import UNLABELLED
 from gr_sweep.errors import PlanError
@@ -53,11 +54,10 @@ class RouteWeights:
                 f"invalid value for edges: {self.edges!r}; expected one of "
                 f"{', '.join(EDGE_CHOICES)}"
             )
-        for item in fields(self)[1:]:
-            weight = getattr(self, item.name)
+        for name, weight in asdict(self).items():
             is_number = isinstance(weight, (int, float)) and math.isfinite(weight)
-            if not is_number and weight is not item.default:
-                raise PlanError(f"expected {item.name} to be a finite number, got {weight!r}")
+            if name != "edges" and weight is not None and not is_number:
+                raise PlanError(f"expected {name} to be a finite number, got {weight!r}")
 
     @property
     def cuts_weights(self) -> bool:
@@ -65,92 +65,82 @@ class RouteWeights:
         return self.edges in ("weight", "both")
 
 
+class Line(NamedTuple):
+    """What the factors of a group of rows or tokens depend on."""
+
+    domain: str
+    """A label, or "unlabelled"."""
+    off: Collection[int] = ()
+    """Indices of the blocks that are off."""
+    trains_core: bool = False
+    """Whether a core that the domain does not own counts as its own."""
+
+
 Table = list[list[float]]
 """A line per group of rows or tokens, a factor per block."""
 
 
 class GroupFactors:
-    """Factors on the gradients of groups of rows or tokens. Each group has one domain, and one set
-    of blocks that are off, whose factor is 0 everywhere. Unlabelled groups are not cut, except
-    where the core is frozen."""
+    """Factors on the gradients of groups of rows or tokens: 0 for blocks that are off. Unlabelled
+    groups are not cut, except where the core is frozen."""
 
-    on: Table
-    """1 if the block is on, else 0."""
-    weight: Table
-    """On the gradient of the block's parameters, except the columns of output matrices."""
-    outputs: Table
-    """On the gradient of the block's columns of down and o."""
-    act: Table
-    """On the gradient through the block's units to their inputs."""
-    through_heads: Table
-    """On the gradient of parameters of the rest that are upstream of the block's head groups."""
-    rest: list[float]
-    """On the gradient of all parameters that belong to no unit, except embeddings."""
-    embeddings: list[float]
-    """On the gradient of embeddings and unembedding."""
+    def __init__(self, plan: RoutePlan, weights: RouteWeights, groups: Sequence[Line]) -> None:
+        is_own = [
+            [
+                domain == UNLABELLED or plan.owns(domain, block) or (block.is_core and trains_core)
+                for block in plan.blocks
+            ]
+            for domain, _, trains_core in groups
+        ]
 
-    def __init__(
-        self,
-        plan: RoutePlan,
-        weights: RouteWeights,
-        domains: Sequence[str],
-        off: Sequence[Collection[int]],
-        trains_core: Sequence[bool] | None = None,
-    ) -> None:
-        """A group per domain, with the indices of its blocks that are off, and whether a core that
-        it does not own counts as its own (None: no)."""
-        self.on, self.weight, self.outputs, self.act, self.through_heads = [], [], [], [], []
-        self.rest, self.embeddings = [], []
-        other = weights.foreign_weight
-        columns, cuts_weights = weights.foreign_outputs, weights.cuts_weights
-        for domain, blocks_off, trains in zip(
-            domains, off, trains_core or [False] * len(domains), strict=True
-        ):
-            core = 1.0 if trains else weights.foreign_core_weight
-            on = [float(index not in blocks_off) for index in range(len(plan.blocks))]
-            weight = outputs = _factors(plan, domain, cuts_weights, core, other)
-            if columns is not None:
-                of_core = 1.0 if trains else columns
-                outputs = _factors(plan, domain, cuts_weights, of_core, columns)
-            act = _factors(plan, domain, weights.edges in ("act", "both"), core, other)
-            of_core = 1.0 if trains else weights.foreign_core_rest
-            rest = embeddings = _factors(plan, domain, cuts_weights, of_core, other)[0]
-            if weights.foreign_core_embeddings is not None:
-                of_core = 1.0 if trains else weights.foreign_core_embeddings
-                embeddings = _factors(plan, domain, cuts_weights, of_core, other)[0]
-            if weights.core_frozen:
-                learns = [float(not block.is_core) for block in plan.blocks]
-                weight, outputs = _times(learns, weight), _times(learns, outputs)
-                rest = embeddings = 0.0
-            self.on.append(on)
-            self.weight.append(_times(on, weight))
-            self.outputs.append(_times(on, outputs))
-            self.act.append(_times(on, act))
-            self.through_heads.append([rest * factor for factor in act])
-            self.rest.append(rest)
-            self.embeddings.append(embeddings)
-        self.cuts_nothing = all(
-            factor == 1.0
-            for table in (self.weight, self.outputs, self.act, [self.rest, self.embeddings])
-            for line in table
-            for factor in line
-        )
+        def factors(is_cut: bool, core: float, other: float) -> Table:
+            """1, or if the edge is cut and the block foreign, its route weight."""
+            cut = [float(core if block.is_core else other) for block in plan.blocks]
+            return [
+                [
+                    weight if is_cut and not own else 1.0
+                    for weight, own in zip(cut, line, strict=True)
+                ]
+                for line in is_own
+            ]
 
-    def outside_units(self, role: str) -> list[float]:
+        def of_core(weight: float) -> list[float]:
+            return [0.0 if weights.core_frozen else line[0] for line in factors(cuts, weight, 1.0)]
+
+        cuts, of_units = weights.cuts_weights, (weights.foreign_core_weight, weights.foreign_weight)
+        columns, embedding = weights.foreign_outputs, weights.foreign_core_embeddings
+        learns = [float(not (block.is_core and weights.core_frozen)) for block in plan.blocks]
+        act = factors(weights.edges in ("act", "both"), *of_units)
+        self.on: Table = [
+            [float(index not in blocks_off) for index in range(len(plan.blocks))]
+            for _, blocks_off, _ in groups
+        ]
+        """1 if the block is on, else 0."""
+        learned = _product(self.on, [learns] * len(groups))
+        self.weight = _product(learned, factors(cuts, *of_units))
+        """On the gradient of the block's parameters, except the columns of output matrices."""
+        self.outputs = self.weight
+        """On the gradient of the block's columns of down and o."""
+        if columns is not None:
+            self.outputs = _product(learned, factors(cuts, columns, columns))
+        self.act = _product(self.on, act)
+        """On the gradient through the block's units to their inputs."""
+        self.rest = of_core(weights.foreign_core_rest)
+        """On the gradient of all parameters that belong to no unit, except embeddings."""
+        self.embedding = self.rest if embedding is None else of_core(embedding)
+        """On the gradient of embeddings and unembedding."""
+        self.through_heads: Table = [
+            [rest * factor for factor in line] for rest, line in zip(self.rest, act, strict=True)
+        ]
+        """On the gradient of parameters of the rest upstream of the block's head groups."""
+        tables = (self.weight, self.outputs, self.act, [self.rest, self.embedding])
+        self.cuts_nothing = all(f == 1.0 for table in tables for line in table for f in line)
+
+    def of_role(self, role: str) -> list[float]:
         """On the gradient of parameters of modules with this role, where they belong to no
         unit."""
-        return self.embeddings if role == "embedding" else self.rest
+        return self.embedding if role == "embedding" else self.rest
 
 
-def _factors(plan: RoutePlan, domain: str, is_cut: bool, core: float, other: float) -> list[float]:
-    """A factor per block: 1, or if the edge is cut and the block foreign, its route weight."""
-    if domain == UNLABELLED or not is_cut:
-        return [1.0] * len(plan.blocks)
-    return [
-        1.0 if plan.owns(domain, block) else float(core if block.is_core else other)
-        for block in plan.blocks
-    ]
-
-
-def _times(a: Sequence[float], b: Sequence[float]) -> list[float]:
-    return [x * y for x, y in zip(a, b, strict=True)]
+def _product(a: Table, b: Table) -> Table:
+    return [[x * y for x, y in zip(*lines, strict=True)] for lines in zip(a, b, strict=True)]

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from gr_sweep.routing.autograd import Scaled, apply
+from gr_sweep.routing.base import ExpertRouting, ExpertRun, Units
 from gr_sweep.routing.modules import RoutedModule
-from gr_sweep.routing.row_routing import ExpertRouting, ExpertRun, Units
 from gr_sweep.routing.token_routing import LinearMasks, MaskedLinear
 
 

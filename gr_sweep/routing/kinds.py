@@ -1,7 +1,7 @@
 """The kinds of units that a plan divides or adds, and how many of each a layer of a model has."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from gr_sweep.errors import PlanError
 
@@ -50,25 +50,8 @@ FULL = "full"
 Place = tuple[int, str]
 """A layer and a kind of unit."""
 
-
-class ModelShape(Protocol):
-    """What a plan reads of a Hugging Face config; `num_key_value_heads` is optional."""
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Decoder layers."""
-
-    @property
-    def intermediate_size(self) -> int:
-        """MLP hidden units per layer."""
-
-    @property
-    def num_attention_heads(self) -> int:
-        """Query heads per layer."""
-
-    @property
-    def hidden_size(self) -> int:
-        """Residual width."""
+ModelShape = Any
+"""A Hugging Face config, or another shape of a model with its names of sizes."""
 
 
 def units_per_layer(config: ModelShape) -> dict[str, int]:
@@ -79,19 +62,20 @@ def units_per_layer(config: ModelShape) -> dict[str, int]:
         PlanError: a config without these numbers, which is of no family that can be split.
     """
     name = mlp_size_name(config)
-    mlp_units: Any = getattr(config, name, None)
-    if mlp_units is None and hasattr(config, name):
-        mlp_units = 4 * getattr(config, "hidden_size", 0)  # what GPT-2 and GPT-Neo mean
-    others = {n: getattr(config, n, None) for n in ("num_attention_heads", "num_hidden_layers")}
-    for size, value in {name: mlp_units, **others}.items():
+    sizes: dict[str, Any] = {
+        n: getattr(config, n, None) for n in (name, "num_attention_heads", "num_hidden_layers")
+    }
+    if sizes[name] is None and hasattr(config, name):
+        sizes[name] = 4 * getattr(config, "hidden_size", 0)  # what GPT-2 and GPT-Neo mean
+    for size, value in sizes.items():
         if not isinstance(value, int):
             raise PlanError(
                 f"model type {getattr(config, 'model_type', None)!r} is not supported: expected a "
                 f"whole number as {size} of the config, got {value}"
             )
     groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    num_experts = getattr(config, "num_experts", None)
-    return {EXPERT: num_experts, ATTN: groups} if num_experts else {MLP: mlp_units, ATTN: groups}
+    num_experts: int = getattr(config, "num_experts", None) or 0
+    return {EXPERT: num_experts, ATTN: groups} if num_experts else {MLP: sizes[name], ATTN: groups}
 
 
 def mlp_size_name(config: ModelShape) -> str:
@@ -100,7 +84,14 @@ def mlp_size_name(config: ModelShape) -> str:
 
 
 def added_units(adapters: Mapping[str, int | str], config: ModelShape) -> dict[str, int]:
-    """The number of units that each block gets, by the name of the setting; without those of 0."""
+    """The number of units that each block gets, by kind; without those of 0.
+
+    Args:
+        adapters: by the name of the setting; "full" as many as the residual stream is wide.
+
+    Raises:
+        PlanError: an unknown name, or what is not a number of units.
+    """
     found = {}
     for name, number in adapters.items():
         can_be_full = name in (EMBED, UNEMBED)
@@ -112,5 +103,5 @@ def added_units(adapters: Mapping[str, int | str], config: ModelShape) -> dict[s
             expected = "a number of units" + (" or full" if can_be_full else "")
             raise PlanError(f"expected plan.adapters.{name} to be {expected}, got {number!r}")
         if number:
-            found[name] = int(number)
+            found[ADAPTERS[name]] = int(number)
     return found

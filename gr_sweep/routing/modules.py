@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from gr_sweep.errors import PlanError
+from gr_sweep.routing.base import Units
 from gr_sweep.routing.edges import OUTSIDE_UNITS
-from gr_sweep.routing.row_routing import RowRouting, Units
+from gr_sweep.routing.row_routing import RowRouting
 from gr_sweep.routing.token_routing import TokenRouting
 
 Routing = RowRouting | TokenRouting

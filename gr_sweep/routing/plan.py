@@ -13,15 +13,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gr_sweep.domains import PlanKind, ancestors, check_domains, expand, is_under
+from gr_sweep.domains import PlanKind, ancestors, check_domains, expand
 from gr_sweep.errors import GrSweepError, PlanError
 from gr_sweep.routing.kinds import (
     ADAPTERS,
     ATTN,
-    EMBED,
+    ATTN_ADAPTER,
     FULL,
     KINDS,
-    UNEMBED,
+    MLP_ADAPTER,
     ModelShape,
     Place,
     added_units,
@@ -29,12 +29,6 @@ from gr_sweep.routing.kinds import (
 )
 
 CORE = "core"
-
-_INVALID = (
-    *(GrSweepError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError),
-    RecursionError,
-)
-"""What reading a damaged plan.json raises."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +84,20 @@ class RoutePlan:
     """The adapters, of the embedding or the unembedding, without a bottleneck: a block's units are
     the features of the residual stream, and their other matrix is the identity."""
 
+    def __post_init__(self) -> None:
+        for (layer, kind), split in self.splits.items():
+            units = list(range(split.num_units))
+            order = units if split.order is None else sorted(split.order)
+            if len(split.sizes) != len(self.blocks) or order != units:
+                raise PlanError(
+                    f"expected a size for each block, and a permutation of {len(units)} units, in "
+                    f"layer {layer}, {kind}"
+                )
+
     @classmethod
-    def none(cls, config: ModelShape | None = None, *, domains: Sequence[str]) -> "RoutePlan":
+    def none(
+        cls, config: ModelShape = None, *, domains: Sequence[str], **shares: Any
+    ) -> "RoutePlan":
         """The core alone: a dense model."""
         labels = check_domains(domains)
         return cls(labels, (Block(CORE, frozenset(labels), is_core=True),), {})
@@ -116,7 +122,7 @@ class RoutePlan:
                 than units.
         """
         labels = check_domains(domains)
-        return cls._build(config, labels, labels, [(d, {d}) for d in labels], **shares)
+        return cls._build(config, labels, labels, {d: {d} for d in labels}, **shares)
 
     @classmethod
     def forget(
@@ -130,9 +136,8 @@ class RoutePlan:
         labels = check_domains(domains)
         if not forget:
             raise PlanError("plan=forget needs plan.forget, for example plan.forget=[biology]")
-        forgotten = expand(forget, labels)
-        core_owners = [d for d in labels if d not in forgotten]
-        blocks = [(node, set(expand([node], labels))) for node in forget]
+        core_owners = set(labels).difference(expand(forget, labels))
+        blocks = {node: expand([node], labels) for node in forget}
         return cls._build(config, labels, core_owners, blocks, **shares)
 
     @classmethod
@@ -143,12 +148,11 @@ class RoutePlan:
         in `peers`.
         """
         labels = check_domains(domains)
-        blocks: list[tuple[str, set[str]]] = []
+        blocks: dict[str, Collection[str]] = {}
         for node in _nodes(labels):
-            owners = {label for label in labels if is_under(label, node)}
-            blocks.append((node, owners))
-            if node in labels and len(owners) > 1:
-                blocks.append((node + "/.", {node}))
+            blocks[node] = expand([node], labels)
+            if node in labels:
+                blocks[node + "/."] = {node}
         return cls._build(config, labels, labels, blocks, **shares)
 
     @classmethod
@@ -156,11 +160,11 @@ class RoutePlan:
         """One block per set of domains; the set of all domains is the core. Args and Raises as in
         `peers`."""
         labels = check_domains(domains)
-        blocks = [
-            ("+".join(subset), set(subset))
+        blocks = {
+            "+".join(subset): subset
             for size in range(1, len(labels))
             for subset in itertools.combinations(labels, size)
-        ]
+        }
         return cls._build(config, labels, labels, blocks, **shares)
 
     @classmethod
@@ -178,8 +182,6 @@ class RoutePlan:
         kinds = [each.value for each in PlanKind]
         if kind not in kinds:
             raise PlanError(f"invalid value for plan: {kind!r}; expected one of {', '.join(kinds)}")
-        if kind == "none":
-            return cls.none(domains=domains)
         if kind == "forget":
             shares["forget"] = forget
         plan: RoutePlan = getattr(cls, kind)(config, domains=domains, **shares)
@@ -191,7 +193,7 @@ class RoutePlan:
         config: ModelShape,
         domains: tuple[str, ...],
         core_owners: Iterable[str],
-        blocks: Sequence[tuple[str, set[str]]],
+        owners_of: Mapping[str, Collection[str]],
         *,
         mlp_shared: float = 0.5,
         attn_shared: float = 1.0,
@@ -202,75 +204,40 @@ class RoutePlan:
     ) -> "RoutePlan":
         core = Block(CORE, frozenset(core_owners), is_core=True)
         by_owners = {core.owners: core}
-        for name, owners in blocks:
+        for name, owners in owners_of.items():
             by_owners.setdefault(frozenset(owners), Block(name, frozenset(owners)))
-        merged = tuple(by_owners.values())
-        units = units_per_layer(config)
+        num_blocks = len(by_owners) - 1
         chosen = _chosen_layers(layers, layer_share, config.num_hidden_layers)
         splits = {}
-        for kind in units:
+        for kind, num_units in units_per_layer(config).items():
             setting, shared = ("attn", attn_shared) if kind == ATTN else ("mlp", mlp_shared)
             if not 0.0 <= shared <= 1.0:
                 raise PlanError(f"expected plan.{setting}_shared to be from 0 to 1, got {shared}")
-            if shared == 1.0 or len(merged) == 1:
+            if shared == 1.0 or not num_blocks:
                 continue
-            sizes = divide_units(units[kind], shared, len(merged) - 1)
+            sizes = divide_units(num_units, shared, num_blocks)
             if 0 in sizes[1:]:
                 raise PlanError(
-                    f"plan.{setting}_shared={shared} leaves {sum(sizes[1:])} of {units[kind]} "
-                    f"{KINDS[kind]} to {len(sizes) - 1} blocks, and each needs one; lower "
+                    f"plan.{setting}_shared={shared} leaves {sum(sizes[1:])} of {num_units} "
+                    f"{KINDS[kind]} to {num_blocks} blocks, and each needs one; lower "
                     f"plan.{setting}_shared or use fewer domains"
                 )
             for layer in chosen:
-                order = None if orders is None else orders.get((layer, kind))
+                order = orders.get((layer, kind)) if orders else None
                 splits[layer, kind] = Split(sizes, None if order is None else tuple(order))
-        adapters = adapters or {}
-        added = added_units(adapters, config) if len(merged) > 1 else {}
-        for name, each in added.items():
-            sizes = (0, *[each] * (len(merged) - 1))
-            for layer in chosen if name in ("attn", "mlp") else [0]:
-                splits[layer, ADAPTERS[name]] = Split(sizes)
-        if len(merged) > 1 and not splits:
+        adapters = adapters if adapters and num_blocks else {}
+        for kind, each in added_units(adapters, config).items():
+            for layer in chosen if kind in (MLP_ADAPTER, ATTN_ADAPTER) else [0]:
+                splits[layer, kind] = Split((0, *[each] * num_blocks))
+        if num_blocks and not splits:
             raise PlanError(
                 "plan.mlp_shared=1 and plan.attn_shared=1 leave the blocks without units; lower "
                 "one of them, add plan.adapters, or use plan=none"
             )
-        full_rank = frozenset(ADAPTERS[name] for name in added if adapters[name] == FULL)
+        full_rank = (ADAPTERS[name] for name, number in adapters.items() if number == FULL)
         # As in plan.json, so that a resumed job adds up its norms in the same order.
-        plan = cls(domains, merged, dict(sorted(splits.items())), full_rank=full_rank)
-        plan.check()
-        return plan
-
-    def check(self) -> None:
-        """Raise PlanError if the plan contradicts itself."""
-        names = [block.name for block in self.blocks]
-        is_core = [block.is_core for block in self.blocks]
-        in_groups = sorted(label for group in self.isolated_domains for label in group)
-        required = [
-            (is_core[:1] == [True] and not any(is_core[1:]), "the first block as only core"),
-            (len(set(names)) == len(names), "different names of blocks"),
-            (in_groups in ([], sorted(self.domains)), "isolated_domains with each domain once"),
-            (self.full_rank <= {EMBED, UNEMBED}, "full_rank of embed or unembed"),
-        ]
-        for block in self.blocks:
-            is_known = (block.is_core or bool(block.owners)) and block.owners <= set(self.domains)
-            required.append(
-                (is_known, f"owners of block {block.name} that are domains of the plan")
-            )
-        for (layer, kind), split in self.splits.items():
-            units = range(split.num_units)
-            has_sizes = len(split.sizes) == len(names) and min(split.sizes) >= 0
-            is_whole = split.order is None or (
-                len(split.order) == len(units) and set(split.order) == set(units)
-            )
-            required += [
-                (layer >= 0 and kind in KINDS, f"layers from 0 and kinds {', '.join(KINDS)}"),
-                (has_sizes, f"a size of 0 or more for each block in layer {layer}, {kind}"),
-                (is_whole, f"a permutation of {len(units)} units in layer {layer}, {kind}"),
-            ]
-        for is_met, expected in required:
-            if not is_met:
-                raise PlanError(f"expected {expected}")
+        splits = dict(sorted(splits.items()))
+        return cls(domains, tuple(by_owners.values()), splits, full_rank=frozenset(full_rank))
 
     @property
     def core(self) -> Block:
@@ -373,27 +340,25 @@ class RoutePlan:
         """
         try:
             content = json.loads(text)
-            plan = cls(
-                check_domains(content["domains"]),
+            splits = {
+                (s["layer"], s["kind"]): Split(
+                    tuple(s["sizes"]), None if s["order"] is None else tuple(s["order"])
+                )
+                for s in content["splits"]
+            }
+            return cls(
+                tuple(content["domains"]),
                 tuple(
-                    Block(str(b["name"]), frozenset(b["owners"]), bool(b["is_core"]))
+                    Block(b["name"], frozenset(b["owners"]), b["is_core"])
                     for b in content["blocks"]
                 ),
-                {
-                    (int(s["layer"]), str(s["kind"])): Split(
-                        tuple(map(int, s["sizes"])),
-                        None if s["order"] is None else tuple(map(int, s["order"])),
-                    )
-                    for s in content["splits"]
-                },
+                splits,
                 tuple(map(frozenset, content["isolated_domains"])),
                 frozenset(content["full_rank"]),
             )
-            plan.check()
-        except _INVALID as error:
+        except (KeyError, TypeError, ValueError, GrSweepError) as error:
             cause = f"{type(error).__name__}: {error}"
             raise PlanError(f"plan.json is damaged, or of another version: {cause}") from error
-        return plan
 
 
 def _nodes(labels: Sequence[str]) -> tuple[str, ...]:

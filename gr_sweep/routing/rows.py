@@ -6,7 +6,7 @@ sequences have one order, however they are cut into micro-batches and divided ov
 
 import itertools
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from gr_sweep.domains import UNLABELLED
 from gr_sweep.errors import PlanError
+from gr_sweep.routing.edges import Line
 from gr_sweep.routing.plan import RoutePlan
 
 _MAX_ORDERED = 6
@@ -59,7 +60,7 @@ def row_groups(
     *,
     foreign_core_share: float = 0.0,
     one_block: bool = False,
-    always_off: Iterable[str] = (),
+    always_off: Collection[str] = (),
 ) -> tuple[tuple[RowGroup, ...], ...]:
     """The groups of each step of a cycle. The sequences of a step are sorted by domain in the order
     of `counts`.
@@ -85,24 +86,21 @@ def row_groups(
             )
         if count < 0:
             raise PlanError(f"expected counts of 0 or more, got {dict(counts)}")
-    others = {domain: _others(plan, domain) for domain in counts}
     own = [d for d in plan.domains if any(plan.owns(d, block) for block in plan.blocks[1:])]
     alone = own if one_block else []
-    never_on = frozenset(always_off)
     foreign = [d for d in counts if d != UNLABELLED and not plan.owns(d, plan.core)]
-    dropped = [d for d, found in others.items() if found and d not in alone]
+    dropped = [d for d in counts if d not in alone and _others(plan, d)]
     num_lists = cycle_length(
         Share("foreign_dropout", foreign_dropout, tuple(counts[d] for d in dropped)),
         Share("foreign_core_share", foreign_core_share, tuple(counts[d] for d in foreign)),
     )
     cycle: list[list[RowGroup]] = [[] for _ in range(num_lists)]
-    turn = itertools.count()
+    turn = itertools.cycle(own)
     for domain, count in counts.items():
         if count == 0:
             continue
-        choices = [frozenset([other]) for other in others[domain]]
-        if one_block and choices:
-            choices = [frozenset(others[domain])]
+        others = frozenset(_others(plan, domain))
+        choices = [others] if one_block and others else [{d} for d in _others(plan, domain)]
         shares = [1.0 if domain in alone else foreign_dropout] * len(choices)
         core_share = foreign_core_share if domain in foreign else 0.0
         lists = chosen_lists((*shares, core_share), count, num_lists)
@@ -110,9 +108,9 @@ def row_groups(
             rows = []
             for chosen in of_step:
                 off = frozenset[str]().union(*(choices[i] for i in chosen if i < len(choices)))
-                if one_block and choices and not off:
-                    off = frozenset(others[domain]) - {own[next(turn) % len(own)]}
-                off |= plan.always_off(domain) | never_on
+                if one_block and others and not off:
+                    off = others - {next(turn)}
+                off |= plan.always_off(domain).union(always_off)
                 rows.append((off, len(choices) in chosen))
             kinds = [
                 RowGroup(domain, off, rows.count((off, trains)), trains)
@@ -152,12 +150,9 @@ def within(groups: Iterable[RowGroup], rows: Sequence[int]) -> tuple[RowGroup, .
     return tuple(found)
 
 
-def lines_of(
-    plan: RoutePlan, groups: Sequence[RowGroup]
-) -> tuple[list[str], list[tuple[int, ...]], list[bool]]:
-    """Domains, indices of the blocks that are off, and `trains_core` of the groups."""
-    off = [plan.off_blocks(group.off) for group in groups]
-    return [group.domain for group in groups], off, [group.trains_core for group in groups]
+def lines_of(plan: RoutePlan, groups: Sequence[RowGroup]) -> list[Line]:
+    """What the factors on the groups' gradients depend on."""
+    return [Line(g.domain, plan.off_blocks(g.off), g.trains_core) for g in groups]
 
 
 def cycle_length(*shares: Share) -> int:
@@ -174,13 +169,14 @@ def cycle_length(*shares: Share) -> int:
     distance, num_lists = _nearest(frozenset().union(*by_share))
     if distance <= CLOSE:
         return num_lists
-    unreached = [index for index, pairs in enumerate(by_share) if _nearest(pairs)[0] > CLOSE]
-    # Each alone can be reached, but not together: another value of the last one.
-    index = unreached[0] if unreached else len(shares) - 1
-    others = frozenset[tuple[int, Fraction]]()
-    if not unreached:
-        others = others.union(*by_share[:index])
-    present = {count for count, _ in by_share[index]}
+    # Another value of the first that cannot be reached with those before it.
+    [index, *_] = (
+        index
+        for index in range(len(shares))
+        if _nearest(frozenset().union(*by_share[: index + 1]))[0] > CLOSE
+    )
+    before = frozenset[tuple[int, Fraction]]().union(*by_share[:index])
+    present = sorted({count for count, _ in by_share[index]})
     values = sorted(
         {
             Fraction(chosen, n * count)
@@ -191,7 +187,7 @@ def cycle_length(*shares: Share) -> int:
     )
 
     def is_reached(value: Fraction) -> bool:
-        return _nearest(others | {(count, value) for count in present})[0] <= CLOSE
+        return _nearest(before | {(count, value) for count in present})[0] <= CLOSE
 
     setting, wanted, _ = shares[index]
     place = bisect_left(values, Fraction(str(wanted)))
@@ -199,12 +195,11 @@ def cycle_length(*shares: Share) -> int:
     above = next(filter(is_reached, values[place:]))
     raise PlanError(
         f"{setting}={wanted:g} cannot be reached where domains have "
-        f"{' or '.join(map(str, sorted(present)))} of a step's sequences; use "
+        f"{' or '.join(map(str, present))} of a step's sequences; use "
         f"{float(below):.4g} or {float(above):.4g}"
     )
 
 
-@lru_cache(maxsize=4096)
 def _nearest(wanted: frozenset[tuple[int, Fraction]]) -> tuple[Fraction, int]:
     """How near the best number of lists comes to shares of numbers of sequences, and that
     number."""
@@ -221,7 +216,7 @@ def _nearest(wanted: frozenset[tuple[int, Fraction]]) -> tuple[Fraction, int]:
     return min((distance(n), n) for n in range(1, MAX_LISTS + 1))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def chosen_lists(
     shares: tuple[float, ...], count: int, num_lists: int
 ) -> tuple[tuple[frozenset[int], ...], ...]:
@@ -318,8 +313,8 @@ def _order(
         learns = {0} if owns or group.trains_core else set()  # the core, which is never off
         return frozenset(plan.off_blocks(group.off)) | learns
 
-    states = {group: state(group) for group in (*before, *groups)}
-    first = states[before[0]] if before else frozenset({0})
+    first = state(before[0]) if before else frozenset({0})
+    states = {group: state(group) for group in groups}
 
     def changes(order: Sequence[RowGroup]) -> int:
         steps = [first, *(states[group] for group in order)]
@@ -328,10 +323,10 @@ def _order(
     if len(groups) <= _MAX_ORDERED:
         return min(itertools.permutations(groups), key=changes)
     ordered: list[RowGroup] = []
-    left, last = list(groups), first
+    left = list(groups)
     while left:
+        last = states[ordered[-1]] if ordered else first
         nearest = min(left, key=lambda group: len(states[group] ^ last))
         left.remove(nearest)
         ordered.append(nearest)
-        last = states[nearest]
     return ordered

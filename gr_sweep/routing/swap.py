@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from gr_sweep.errors import PlanError
+from gr_sweep.routing.base import Units
 from gr_sweep.routing.modules import RoutedLinear, RoutedModule, RoutingState, plain_class
-from gr_sweep.routing.row_routing import Units
 
 _CONV1D = "transformers.pytorch_utils.Conv1D"
 

@@ -17,17 +17,17 @@ from torch import Tensor
 
 from gr_sweep.domains import UNLABELLED
 from gr_sweep.errors import PlanError
-from gr_sweep.routing.autograd import Scaled, apply
-from gr_sweep.routing.edges import OUTSIDE_UNITS, GroupFactors, RouteWeights
-from gr_sweep.routing.plan import RoutePlan
-from gr_sweep.routing.row_routing import (
+from gr_sweep.routing.autograd import apply
+from gr_sweep.routing.base import (
+    BaseRouting,
     Columns,
     ExpertRouting,
     ExpertRun,
     OutputRun,
     Units,
-    bounds,
 )
+from gr_sweep.routing.edges import GroupFactors, RouteWeights
+from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.routing.rows import RowGroup, lines_of
 
 
@@ -37,11 +37,11 @@ class LinearMasks(NamedTuple):
     forward_PU: Tensor
     """1 if the unit is on for the token, else 0."""
     weight_PU: Tensor
-    """Factor on the gradient that reaches the weight."""
+    """On the gradient that reaches the weight."""
     input_PU: Tensor
-    """Factor on the gradient that reaches the input; of a row map 1 if the unit is on, else 0."""
+    """On the gradient that reaches the input; of a row map 1 if the unit is on, else 0."""
     bias_P1: Tensor
-    """Of a row map: factor on the gradient that reaches the bias."""
+    """Of a row map: on the gradient that reaches the bias."""
 
 
 class MaskedLinear(torch.autograd.Function):
@@ -79,7 +79,7 @@ class MaskedLinear(torch.autograd.Function):
         return dx_PI, dweight_OI, dbias_PO.sum(0) if ctx.has_bias else None, None, None
 
 
-class TokenRouting:
+class TokenRouting(BaseRouting):
     """How the tokens of one micro-batch are routed; methods as in `RowRouting`."""
 
     def __init__(
@@ -96,39 +96,31 @@ class TokenRouting:
             cut_NT: how far each token is cut, from 0 to 1: a route weight w becomes
                 1 + cut * (w - 1). None: 1.
         """
+        lines = lines_of(plan, groups)
+        super().__init__(GroupFactors(plan, weights, lines))
+        self._uncut = GroupFactors(plan, replace(weights, edges="none"), lines)
         self._groups_NT, self._cut_NT = groups_NT, cut_NT
         self.num_rows = len(groups_NT)
-        lines = lines_of(plan, groups)
-        self._factors = GroupFactors(plan, weights, *lines)
-        self._uncut = GroupFactors(plan, replace(weights, edges="none"), *lines)
-        self._cache: dict[tuple[Any, ...], Tensor] = {}
 
     @classmethod
     def of_labels(
         cls, plan: RoutePlan, weights: RouteWeights, labels_NT: Tensor, foreign_dropout: float
     ) -> "TokenRouting":
-        """Routing by a label for each token.
-
-        Args:
-            labels_NT: indices into `plan.domains`, -1 for unlabelled tokens.
+        """Routing by a label for each token: an index into `plan.domains`, or -1 for none.
 
         Raises:
-            PlanError: labels of another shape or range, or a foreign dropout other than 0 and 1.
+            PlanError: labels out of range, or a foreign dropout other than 0 and 1.
         """
         if foreign_dropout not in (0.0, 1.0):
             raise PlanError(
                 f"expected foreign_dropout to be 0 or 1 with labels per token, got "
                 f"{foreign_dropout}: values in between apply to whole sequences"
             )
-        is_integer = isinstance(labels_NT, Tensor) and labels_NT.dtype in (torch.int64, torch.int32)
-        if not (
-            is_integer
-            and labels_NT.dim() == 2
-            and bool(((labels_NT >= -1) & (labels_NT < len(plan.domains))).all())
-        ):
+        is_known = (labels_NT >= -1) & (labels_NT < len(plan.domains))
+        if labels_NT.is_floating_point() or not is_known.all():
             raise PlanError(
-                "expected labels_NT to be an int64 tensor [sequences, positions] with values from "
-                f"-1 (unlabelled) to {len(plan.domains) - 1}"
+                f"expected labels_NT to be whole numbers from -1 (unlabelled) to "
+                f"{len(plan.domains) - 1}"
             )
         groups = []
         for domain in (*plan.domains, UNLABELLED):  # index -1 is the last one
@@ -163,9 +155,9 @@ class TokenRouting:
         [whole, *_] = (torch.ones_like(cut_V) for cut_V in cuts.values())
         of_groups = zip(groups, torch.split(next_NT, counts), strict=True)
         cut_NT = torch.cat([cuts.get(g.domain, whole)[tokens] for g, tokens in of_groups])
-        of_rows = [index for index, count in enumerate(counts) for _ in range(count)]
-        groups_N = torch.tensor(of_rows, device=next_NT.device)
-        return cls(plan, weights, groups, groups_N[:, None].expand(next_NT.shape), cut_NT)
+        groups_N = torch.arange(len(groups)).repeat_interleave(torch.tensor(counts))
+        groups_NT = groups_N.to(next_NT.device)[:, None].expand(next_NT.shape)
+        return cls(plan, weights, groups, groups_NT, cut_NT)
 
     def is_plain(self, x: Tensor) -> bool:
         if x.shape[:2] != self._groups_NT.shape:
@@ -178,21 +170,20 @@ class TokenRouting:
     def linear(
         self, role: str, x: Tensor, weight: Tensor, bias: Tensor | None, units: Units
     ) -> Tensor:
-        rest_P1 = self._rest(role, x).flatten(0, 1)[:, None]
-        forward = input = x.new_ones(1, 1)
-        learned = rest_P1
-        if role not in OUTSIDE_UNITS:
-            tables = {
-                "column": ("on", "weight", "act"),
-                # The input product is never skipped, even if both edges are cut at this position:
-                # what flows back through attention reaches k and v of other positions, whose labels
-                # decide.
-                "row": ("on", "outputs", "on"),
-            }[role]
-            forward, learned, input = (
-                self._per_token(table, x, units).flatten(0, 1) for table in tables
-            )
-        masks = LinearMasks(forward, learned, input, rest_P1)
+        one, rest_P1 = x.new_ones(1, 1), self._of_role(role, x).flatten()[:, None]
+
+        def factor(table: str) -> Tensor:
+            found = self._per_feature(table, [units], x)
+            return one if found is None else found.flatten(0, 1)
+
+        if role == "column":
+            masks = LinearMasks(factor("on"), factor("weight"), factor("act"), rest_P1)
+        elif role == "row":
+            # The input product is never skipped, even if both edges are cut at this position: what
+            # flows back through attention reaches k and v of other positions, whose labels decide.
+            masks = LinearMasks(factor("on"), factor("outputs"), factor("on"), rest_P1)
+        else:
+            masks = LinearMasks(one, rest_P1, one, rest_P1)
         return apply(MaskedLinear, x, (weight, bias), masks, role == "row")
 
     def gated_mlp(self, x: Tensor, weights: Sequence[Tensor | None], units: Units) -> Tensor:
@@ -204,60 +195,37 @@ class TokenRouting:
 
     def rest_factor(self, like: Tensor, role: str) -> Tensor | None:
         """Factor on the gradients of parameters of this role [N, T]; None if all are 1."""
-        if all(factor == 1.0 for factor in self._factors.outside_units(role)):
+        if all(factor == 1.0 for factor in self._factors.of_role(role)):
             return None
         # `like` may be token ids; the caller narrows the factor to its own type.
-        return self._rest(role, like.new_empty(0, dtype=torch.float64))
-
-    def head_factor(self, like: Tensor, heads: Units) -> Tensor | None:
-        rest_NT1 = self._rest("rest", like)[..., None]  # `through_heads` is the product of both
-        return (rest_NT1 * self._per_token("act", like, heads))[..., None]
-
-    def scaled(self, x: Tensor, role: str, parts: Sequence[Units]) -> Tensor:
-        table = {"lookup": "weight", "column": "act", "row": "on"}[role]
-        on, factor = (
-            torch.cat([self._per_token(name, x, units) for units in parts], -1)
-            for name in ("on", table)
-        )
-        return Scaled.apply(x, on, factor)  # type: ignore[no-untyped-call, no-any-return]
+        return self._of_role(role, like.new_empty(0, dtype=torch.float64))
 
     def output_runs(self, like: Tensor, parts: Sequence[Units]) -> list[OutputRun]:
-        outputs = [self._per_token("outputs", like, units) for units in parts]
-        columns: list[list[Columns]] = [[(slice(None), factor)] for factor in outputs]
+        outputs = [self._per_feature("outputs", [units], like) for units in parts]
+        columns: list[list[Columns]] = [
+            [(slice(None), 1.0 if factor is None else factor)] for factor in outputs
+        ]
         factor = self.rest_factor(like, "embedding")
         return [OutputRun(like.shape[0], 1.0 if factor is None else factor, columns)]
 
     def experts(self, like: Tensor, units: Units) -> ExpertRouting:
-        zeros_P = torch.zeros(like.shape[:2], dtype=torch.int64, device=like.device).flatten()
+        tables = [self._per_position(name, like) for name in ("weight", "outputs", "act")]
         if not units:
-            rest_P = self._rest("rest", like).flatten()
-            return ExpertRouting(1, zeros_P, None, [[ExpertRun(slice(0, 1), rest_P, rest_P, 1.0)]])
-        tables = [self._mixed(name, like).flatten(0, 1) for name in ("weight", "outputs", "act")]
-        of_blocks = [
-            [ExpertRun(slice(0, 1), *(table_PB[:, block] for table_PB in tables))]
-            for block in range(len(units))
-        ]
-        return ExpertRouting(1, zeros_P, self._per_token("on", like, units), of_blocks)
+            rest_NT1 = self._of_role("rest", like)[..., None]
+            tables = [rest_NT1, rest_NT1, torch.ones_like(rest_NT1)]
+        of_blocks = zip(*(table.flatten(0, 1).unbind(-1) for table in tables), strict=True)
+        runs = [[ExpertRun(slice(0, 1), *factors)] for factors in of_blocks]
+        groups_P = torch.zeros(like.shape[:2].numel(), dtype=torch.int64, device=like.device)
+        on = self._per_feature("on", [units], like) if units else None
+        return ExpertRouting(1, groups_P, on, runs)
 
-    def _rest(self, role: str, like: Tensor) -> Tensor:
-        """[N, T]: each token's factor on parameters that belong to no unit."""
-        return self._mixed("embeddings" if role == "embedding" else "rest", like)
+    def _of_role(self, role: str, like: Tensor) -> Tensor:
+        """[N, T]: each token's factor on parameters of modules with this role."""
+        return self._per_position("embedding" if role == "embedding" else "rest", like)
 
-    def _per_token(self, table: str, like: Tensor, units: Units) -> Tensor:
-        """[N, T, U]: each token's factors from a table of `GroupFactors`. Layers share them."""
-        key = table, bounds(units), like.dtype, like.device
-        found = self._cache.get(key)
-        if found is None:
-            widths = [part.stop - part.start for part in units]
-            repeats_B = torch.tensor(widths, device=like.device)
-            found = self._mixed(table, like)
-            found = found.repeat_interleave(repeats_B, -1, output_size=sum(widths))
-            if not torch.compiler.is_compiling():
-                self._cache[key] = found
-        return found
-
-    def _mixed(self, table: str, like: Tensor) -> Tensor:
-        """[N, T, ...]: each token's line of a table, between the uncut and the cut one."""
+    def _per_position(self, table: str, like: Tensor) -> Tensor:
+        if table == "through_heads":  # a product of two, each of which may be cut in part
+            return self._of_role("rest", like)[..., None] * self._per_position("act", like)
 
         def lines(factors: GroupFactors) -> Tensor:
             table_G = torch.tensor(getattr(factors, table), dtype=like.dtype, device=like.device)

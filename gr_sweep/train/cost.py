@@ -161,12 +161,12 @@ def multiply_adds(routed: RoutedModel, counts: Mapping[str, int]) -> float:
     groups = [group for of_step in routed.cycle(counts) for group in of_step]
     num_rows = sum(group.count for group in groups)
     in_units = {linear.module for linear in routed.unit_linears}
-    factors = GroupFactors(routed.plan, routed.route_weights, *lines_of(routed.plan, groups))
+    factors = GroupFactors(routed.plan, routed.route_weights, lines_of(routed.plan, groups))
     unembedding = routed.model.get_output_embeddings()
 
     def outside_units(role: str) -> float:
         """Uses of a weight of no unit, which has no gradient where the core is foreign."""
-        of_groups = zip(groups, factors.outside_units(role), strict=True)
+        of_groups = zip(groups, factors.of_role(role), strict=True)
         return 2.0 + sum(group.count for group, factor in of_groups if factor != 0.0) / num_rows
 
     total = 0.0

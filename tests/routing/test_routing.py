@@ -33,10 +33,6 @@ def tensors(*shapes):
 NO_BIASES = (None, None, None)
 
 
-def blocks_off(plan, off):
-    return RowRouting(plan, RouteWeights("none"), [slice(None)], ["unlabelled"], [off])
-
-
 def routings():
     """Blocks on and off in every way, nothing cut."""
     uncut = RouteWeights("none")
@@ -46,7 +42,7 @@ def routings():
             RowRouting.of_groups(PLAN, uncut, row_groups(PLAN, COUNTS, dropout)[0]),
         )
     for off in [(2,), (1, 3)]:
-        yield f"off {off}", blocks_off(PLAN, off)
+        yield f"off {off}", RowRouting.without(PLAN, off)
     for dropout in (0.0, 1.0):
         labels_NT = torch.tensor([[0, 1], [2, -1], [1, 1], [-1, 0]])
         routing = TokenRouting.of_labels(PLAN, uncut, labels_NT, dropout)
@@ -149,7 +145,12 @@ def test_units_that_are_off_are_finite_where_a_product_reads_past_its_slice(monk
     units = plan.splits[0, "mlp"].slices()
     assert units[3].start % 2, "the last block is off, and those that are on are an odd number"
     with torch.no_grad():
-        assert blocks_off(plan, [3]).gated_mlp(x, (*weights, *NO_BIASES), units).isfinite().all()
-    blocks_off(plan, [3]).gated_mlp(x, (*weights, *NO_BIASES), units).sum().backward()
+        assert (
+            RowRouting.without(plan, [3])
+            .gated_mlp(x, (*weights, *NO_BIASES), units)
+            .isfinite()
+            .all()
+        )
+    RowRouting.without(plan, [3]).gated_mlp(x, (*weights, *NO_BIASES), units).sum().backward()
     for tensor in (x, *weights):
         assert tensor.grad.isfinite().all()
