@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from gr_sweep.errors import PlanError
 from gr_sweep.model.families import family_of
 from gr_sweep.routing.kinds import ATTN, ATTN_ADAPTER, BIAS, EMBED, MLP, MLP_ADAPTER, UNEMBED
-from gr_sweep.routing.modules import not_routed
 from gr_sweep.routing.plan import RoutePlan, Split
 
 
@@ -102,8 +101,6 @@ def adapted_modules(model: nn.Module, plan: RoutePlan) -> Iterator[tuple[str, Sp
 def remove_adapters(model: nn.Module, but: Container[nn.Module] = ()) -> None:
     """Takes the adapters out of all modules of the model `but` these."""
     for module in model.modules():
-        if vars(module).get("forward") is not_routed:
-            del module.forward
         if module not in but:
             module._modules.pop("adapter", None)
 

@@ -29,7 +29,7 @@ from gr_sweep.routing.modules import RoutedModule, Routing, RoutingState
 from gr_sweep.routing.plan import RoutePlan
 from gr_sweep.routing.row_routing import RowRouting
 from gr_sweep.routing.rows import RowGroup, row_groups, within
-from gr_sweep.routing.swap import InPlace, check_swaps, swap_class, unswap_class
+from gr_sweep.routing.swap import InPlace, check_swaps, swap_class, unswap
 from gr_sweep.routing.token_routing import TokenRouting
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class RoutedModel:
             if parameter.requires_grad and id(parameter) not in learning:
                 parameter.requires_grad_(False)
                 self._frozen.append(name)
-        self._in_place = InPlace(self.model, swaps, all_are_routed=is_cut)
+        self._in_place = InPlace(self.model, swaps)
         self._state.record(self.model)
 
     @property
@@ -332,9 +332,7 @@ class RoutedModel:
     def _unswap(self) -> None:
         if self._state.active is not None:
             raise PlanError("leave batch, keep or remove before the model changes")
-        for module in self.model.modules():
-            unswap_class(module)
-        self._state.unrecord(self.model)
+        unswap(self.model)
         for name, parameter in self.model.named_parameters():
             if name in self._frozen:
                 parameter.requires_grad_()

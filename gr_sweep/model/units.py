@@ -16,18 +16,15 @@ from transformers.pytorch_utils import Conv1D
 from gr_sweep.model.adapters import adapted_modules
 from gr_sweep.model.families import FAMILIES, family_of
 from gr_sweep.routing.base import Units
-from gr_sweep.routing.experts import RoutedMixture, RoutedPart
+from gr_sweep.routing.experts import RoutedMixture
 from gr_sweep.routing.kinds import ADAPTERS, ATTN, EXPERT, MLP
 from gr_sweep.routing.modules import (
     RoutedFeatures,
     RoutedGatedMlp,
-    RoutedHeadNorm,
-    RoutedHeadNormHeadsFirst,
+    RoutedHeadsFirst,
     RoutedLinear,
-    RoutedLookup,
     RoutedPositions,
     RoutedRest,
-    RoutedRestHeadsFirst,
 )
 from gr_sweep.routing.plan import RoutePlan, Split
 from gr_sweep.routing.swap import Swap, check_linear
@@ -191,9 +188,7 @@ def swaps_of(
         if not isinstance(first, UnitExperts) and not isinstance(module, nn.Embedding):
             parts = tuple(linear.part for linear in (first, *others))
             swaps.append(Swap(module, RoutedLinear, parts, "row" if first.is_row else "column"))
-    head_norms, rest = RoutedHeadNorm, RoutedRest
-    if family.heads_first:
-        head_norms, rest = RoutedHeadNormHeadsFirst, RoutedRestHeadsFirst
+    of_heads = RoutedHeadsFirst if family.heads_first else RoutedRest
     norms = set()
     for index, layer in enumerate(decoder_layers(model)):
         mlp, attn = (plan.splits.get((index, kind)) for kind in (MLP, ATTN))
@@ -205,21 +200,19 @@ def swaps_of(
         for name, number in zip(family.head_norms, heads, strict=False):  # perhaps no norms
             norms.add(norm := layer.get_submodule(name))
             if attn is not None and core_learns:
-                swaps.append(Swap(norm, head_norms, (attn.slices(number // attn.num_units),)))
+                swaps.append(Swap(norm, of_heads, (attn.slices(number // attn.num_units),)))
+    in_mixtures = set()
     for index, mixture in mixtures(model):
         split = plan.splits.get((index, EXPERT))
         if split is not None or is_cut:
             units = () if split is None else (split.slices(),)
             swaps.append(Swap(mixture, RoutedMixture, units))
-            swaps += [Swap(child, RoutedPart) for child in (mixture.gate, mixture.experts)]
+            in_mixtures |= {mixture.gate, mixture.experts}
     for kind, split, module in adapted_modules(model, plan):
         features = module.get_submodule(f"adapter.{kind}.A")
         if not isinstance(features, nn.Linear):
-            is_table = isinstance(features, nn.Embedding)
-            swaps.append(
-                Swap(features, RoutedLookup if is_table else RoutedFeatures, (split.slices(),))
-            )
-    swapped = {swap.module for swap in swaps}
+            swaps.append(Swap(features, RoutedFeatures, (split.slices(),)))
+    swapped = {swap.module for swap in swaps} | in_mixtures
     for module in model.modules():
         has_parameters = any(True for _ in module.parameters(recurse=False))
         if module in swapped or not has_parameters or not (is_cut or "adapter" in module._modules):
@@ -234,7 +227,7 @@ def swaps_of(
                 Swap(module, RoutedRest if is_input else RoutedPositions, role="embedding")
             )
         else:
-            swaps.append(Swap(module, rest if module in norms else RoutedRest, role="rest"))
+            swaps.append(Swap(module, of_heads if module in norms else RoutedRest, role="rest"))
     return swaps
 
 

@@ -25,7 +25,8 @@ from gr_sweep.routing.token_routing import LinearMasks, MaskedLinear
 
 class RoutedMixture(RoutedModule):
     """A mixture of experts whose units are its experts; without units they belong to the rest, as
-    the router does. In a batch the forward passes, and hooks, of its children are not called."""
+    the router does. In a batch it computes with the parameters of its children, which are not
+    called."""
 
     gate: Any
     experts: Any
@@ -52,11 +53,6 @@ class RoutedMixture(RoutedModule):
             input.flatten(0, 1), weights, indices, gate_up, down, self.experts.act_fn, units, how
         )
         return found_PD.view_as(input)
-
-
-class RoutedPart(RoutedModule):
-    """The router, or the stacked experts, of a `RoutedMixture`, which computes with their
-    parameters."""
 
 
 def choose(

@@ -1,6 +1,5 @@
-"""What is routed, and as what: threads, recomputation, hooks, models that were changed, copies."""
+"""What is routed, and as what: recomputation, hooks, models that were changed, copies."""
 
-import contextvars
 import copy
 import functools
 import threading
@@ -45,15 +44,6 @@ def gradients_of(loss, model, backward=lambda loss: loss.backward()):
     return {name: gradient.clone() for name, gradient in gradients(model).items()}
 
 
-def elsewhere(function):
-    """What the function returns in another thread."""
-    found = []
-    thread = threading.Thread(target=lambda: found.append(function()))
-    thread.start()
-    thread.join()
-    return found[0]
-
-
 def expected(model, routed):
     """Gradients of a routed step and of a plain one, without activation checkpointing."""
     with routed.batch(COUNTS):
@@ -61,25 +51,11 @@ def expected(model, routed):
     return routed_ones, gradients_of(loss_of(model), model)
 
 
-def test_a_context_routes_the_thread_that_entered_it():
-    model, routed = routed_model()
-    plain = model(input_ids=IDS).logits
-    with routed.keep(["code"]):
-        kept = model(input_ids=IDS).logits
-    assert not torch.equal(plain, kept)
-
-    def removed():
-        with routed.remove(["code"]):
-            return model(input_ids=IDS).logits
-
-    without = removed()
-    with routed.keep(["code"]):
-        assert torch.equal(elsewhere(lambda: model(input_ids=IDS).logits), plain)
-        assert torch.equal(elsewhere(removed), without)
-        assert torch.equal(model(input_ids=IDS).logits, kept)
-    # DataParallel would give parts of the batch to other threads.
-    with routed.batch(COUNTS), pytest.raises(PlanError, match="DataParallel"):
-        model.model.layers[0].mlp._replicate_for_data_parallel()
+def in_thread(loss):
+    """Backward in another thread, as autograd's of a GPU."""
+    thread = threading.Thread(target=loss.backward)
+    thread.start()
+    thread.join()
 
 
 def recompute_layers(model, reentrant):
@@ -99,8 +75,7 @@ def test_a_recomputation_is_routed_as_its_forward_pass_whenever_and_wherever_it_
         with routed.batch(COUNTS):
             inside = loss_of(model)
             assert_same(gradients_of(loss_of(model), model), wanted)
-            there = gradients_of(loss_of(model), model, lambda loss: elsewhere(loss.backward))
-            assert_same(there, wanted)
+            assert_same(gradients_of(loss_of(model), model, in_thread), wanted)
         assert_same(gradients_of(inside, model), wanted)  # as `Trainer.compute_loss` does
         outside = loss_of(model)
         with routed.batch(COUNTS):
@@ -109,16 +84,12 @@ def test_a_recomputation_is_routed_as_its_forward_pass_whenever_and_wherever_it_
         with routed.keep(["code"]):
             assert_same(gradients_of(also_inside, model), wanted)
         recompute_layers(model, reentrant)  # again, which replaces the layers' function
-    with routed.batch(COUNTS):
-        left = loss_of(model)
     routed.unroute()
-    with pytest.raises(PlanError, match="before"):
-        left.backward()
     assert_same(gradients_of(loss_of(model), model), plain)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_another_checkpointing_is_routed_inside_the_context_and_refused_after_it(reentrant):
+def test_another_checkpointing_is_routed_inside_the_context(reentrant):
     model, routed = routed_model()
     wanted, _ = expected(model, routed)
 
@@ -132,15 +103,7 @@ def test_another_checkpointing_is_routed_inside_the_context_and_refused_after_it
 
     with routed.batch(COUNTS):
         assert_same(gradients_of(loss(), model), wanted)
-        # Threads of autograd, as of a GPU, have the context of who calls backward.
-        of_caller = contextvars.copy_context()
-        there = gradients_of(
-            loss(), model, lambda loss: elsewhere(lambda: of_caller.run(loss.backward))
-        )
-        assert_same(there, wanted)
-        left = loss()
-    with pytest.raises(PlanError, match="gradient_checkpointing_enable"):
-        left.backward()
+        assert_same(gradients_of(loss(), model, in_thread), wanted)
 
 
 class OtherLinear(torch.nn.Linear):
@@ -163,20 +126,11 @@ def with_one_layer(model, layer):
     del model.model.layers[1]
 
 
-def with_narrow_mlp(model, layer):
-    layer.mlp.down_proj.weight = torch.nn.Parameter(layer.mlp.down_proj.weight[:, :20].detach())
-
-
-def with_value_head(model, layer):
-    model.value_head = torch.nn.Linear(16, 1)
-
-
 PEERS = PLANS["peers"]
 FORGET = functools.partial(PLANS["forget"], orders={(0, "mlp"): range(MLP)[::-1]})
 REFUSED = [
     (with_other_linear, FORGET, {}, r"layers\.1\.mlp\.up_proj.*OtherLinear"),
     (with_other_forward, FORGET, {}, r"layers\.1\.mlp .*replaced"),
-    (with_one_mlp, FORGET, {}, r"layers\.0\.mlp.*two places"),
     (None, lambda _: PEERS(tiny_model(intermediate_size=12).config), {}, "12 hidden units"),
     (None, PEERS, {"edges": "weights"}, "none, weight, act, both"),
     (None, PEERS, {"foreign_dropout": "half"}, "foreign_dropout"),
@@ -217,10 +171,10 @@ def test_models_of_other_families_are_refused_and_can_be_dense():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (with_narrow_mlp, r"layers\.1\.mlp\.down_proj.*20.*28"),
+        (with_other_linear, r"layers\.1\.mlp\.up_proj.*OtherLinear"),
+        (with_one_mlp, r"layers\.0\.mlp"),
         (with_other_forward, r"layers\.1\.mlp .*forward"),
         (with_one_layer, r"layers\.1\..*gone"),
-        (with_value_head, "value_head.*added"),
     ],
 )
 def test_a_model_that_has_changed_since_it_was_routed_enters_no_context(change, said):
@@ -280,24 +234,13 @@ def test_hooks_inside_an_mlp_fire_in_contexts_and_change_no_gradient(part):
     assert len(fired) == 4
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_a_copy_of_a_routed_model_is_a_plain_model(family):
-    model, plain = tiny_model(family), tiny_model(family)
-    plan = PLANS["forget"](model.config)
-    routed = route_model(model, plan)
+def test_a_copy_of_a_routed_model_is_not_routed():
+    model = tiny_model("gemma3_text")
+    routed = route_model(model, FORGET(model.config, adapters={"unembed": 2}))
+    torch.nn.init.normal_(model.lm_head.adapter.unembed.B.weight)
     recompute_layers(model.train(), reentrant=False)
+    whole = model(input_ids=IDS).logits
     with routed.keep(["code"]):
         kept, other = model(input_ids=IDS).logits, copy.deepcopy(model)
-        assert torch.equal(other(input_ids=IDS).logits, plain(input_ids=IDS).logits)
-        assert torch.equal(model(input_ids=IDS).logits, kept)
-    for module, wanted in zip(other.modules(), plain.modules(), strict=True):
-        assert type(module) is type(wanted) and "_state" not in vars(module)
-    with route_model(other, plan).keep(["code"]):
-        assert torch.equal(other(input_ids=IDS).logits, kept)
-
-
-def test_a_copy_with_adapters_has_to_be_routed():
-    model = tiny_model()
-    route_model(model, FORGET(model.config, adapters={"unembed": 2}))
-    with pytest.raises(PlanError, match="has to be routed"):
-        copy.deepcopy(model)(IDS)
+        assert torch.equal(other(input_ids=IDS).logits, whole)
+        assert torch.equal(model(input_ids=IDS).logits, kept) and not torch.equal(kept, whole)
