@@ -12,11 +12,9 @@ from scipy import sparse
 from scipy.optimize import linear_sum_assignment, linprog
 
 _MATCHING_UNITS = 256
-"""Up to this many units a matching is faster than a linear program (equal at 256 units and 4
-blocks; 12 s against 0.3 s at 2048 units, whose costs a matching repeats for every place)."""
+"""Up to this many units a matching is faster than a linear program (12 s against 0.3 s at 2048)."""
 _TOLERANCE = 1e-10
-"""Of the linear program, with costs scaled to 1: the smallest that HiGHS accepts. Its default of
-1e-7 is as large as the share of a unit among many."""
+"""Of the linear program, with costs scaled to 1: the smallest that HiGHS accepts."""
 _TIE = 1e-9
 """Costs that differ by less, relative to a unit's largest share, are equal."""
 
@@ -24,12 +22,10 @@ _TIE = 1e-9
 def misfit(shares_KU: np.ndarray, owns_BK: np.ndarray) -> np.ndarray:
     """Cost [B, U] of giving a unit to a block: how far its use is from that of the block's owners.
 
-    A unit fits a block if all owners use it alike and nobody else uses it. The cost is the distance
-    from that, the sum over domains of |share - m * owns|, where m is the largest of the unit's
-    shares. It counts two harms once each: attribution of a domain in a block that it does not own,
-    which is lost when the domain is kept alone; and a unit of few domains in a block of many, which
-    stays when the few are removed. Between one domain's block and the core, the core gets the units
-    that more than half of the domains use.
+    The sum over domains of |share - m * owns|, where m is the largest of the unit's shares: 0 if
+    all owners use it alike and nobody else does. It counts attribution of a domain in a block that
+    it does not own, which is lost when the domain is kept alone, and a unit of few domains in a
+    block of many, which stays when the few are removed.
 
     Args:
         shares_KU: attribution; each domain's shares sum to 1 over a layer's units.
@@ -54,11 +50,8 @@ def fitting_sets(shares_KU: np.ndarray, sets: Sequence[frozenset[int]]) -> np.nd
 
 
 def allocate(cost_BU: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
-    """The block [U] of each unit if exactly `sizes[b]` go to block b, at the least total cost.
-
-    Exact and deterministic: a matching of units to places for few units, a linear program (the
-    transportation problem, whose vertices are integral) for many.
-    """
+    """The block [U] of each unit if exactly `sizes[b]` go to block b, at the least total cost: a
+    matching of units to places, or for many units a linear program, whose vertices are integral."""
     # What a unit costs in every block does not matter; without it costs are most precise.
     cost_BU = cost_BU - cost_BU.min(axis=0)
     solve = _by_matching if cost_BU.shape[1] <= _MATCHING_UNITS else _by_linear_program
@@ -96,10 +89,9 @@ def _by_linear_program(cost_BU: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
 def prices(cost_BU: np.ndarray, block_of_unit: np.ndarray) -> np.ndarray:
     """Prices [B] at which each unit's cheapest block, `argmin(cost - price)`, is the one it has.
 
-    They are dual variables of an assignment of least cost without empty blocks: any prices with
-    price[b] - price[a] <= the least extra cost of a unit of a in b will do, which are shortest
-    paths between blocks. The mean over the paths from and to every block is strictly inside the
-    allowed range, so that no unit is at a tie unless the costs have one. The mean price is 0.
+    They are dual variables of an assignment of least cost without empty blocks: price[b] - price[a]
+    must not exceed the least extra cost of a unit of a in b, along any path. The mean over the
+    shortest paths from and to every block is inside the allowed range. The mean price is 0.
     """
     num_blocks = len(cost_BU)
     path_BB = np.array(

@@ -1,9 +1,8 @@
 """Children of a domain, found by clustering its documents if the domain tree has no next level.
 
-Balanced k-means on the model's own features of the documents, as in c-BTM (Gururangan et al. 2023,
-arXiv 2303.14177). c-BTM clusters tf-idf vectors and balances in each iteration; here the features
-are those of the model that is divided, and clusters are balanced once, by a price per child that
-also applies to documents that were not fitted.
+Balanced k-means as in c-BTM (Gururangan et al. 2023, arXiv 2303.14177), which clusters tf-idf
+vectors and balances in each iteration; here the features are those of the model that is divided,
+and clusters are balanced once, by a price per child.
 """
 
 # M = documents of a batch, T positions, D = features, n documents, k children.
@@ -21,7 +20,7 @@ from gr_sweep.assign.allocate import allocate, prices
 from gr_sweep.errors import DataError
 from gr_sweep.train.distributed import Processes
 
-_NUM_STARTS = 10
+_NUM_STARTS, _MOST_FITTED = 10, 4096
 _SMALLEST_NORM = 1e-12
 
 
@@ -80,18 +79,12 @@ class Children:
         return cost_kn.argmin(axis=0)
 
 
-def fit_children(features_nD: np.ndarray, k: int, *, seed: int, most: int = 4096) -> Children:
+def fit_children(features_nD: np.ndarray, k: int, *, seed: int) -> Children:
     """Children with equal numbers of documents, around the centres that k-means finds.
 
-    Of all divisions of the fitted documents into parts of equal size (to within one document), it
-    is the one of the least squared distance to the centres. Equal documents always stay together
-    and may upset the balance. Other documents are divided about equally: if features are many and
-    have no clusters, k-means fits noise (20,000 random points in 768 dimensions, 4096 of them
-    fitted: 21 to 29 % for each of 4 children).
-
-    Args:
-        k: number of children.
-        most: largest number of documents to fit, drawn at random.
+    Of all divisions of the fitted documents, at most 4096 drawn at random, into parts of equal size
+    (to within one document), it is the one of the least squared distance to the centres. Equal
+    documents always stay together; other documents are divided about equally.
 
     Raises:
         DataError: fewer different documents than children.
@@ -99,9 +92,9 @@ def fit_children(features_nD: np.ndarray, k: int, *, seed: int, most: int = 4096
     from sklearn.cluster import KMeans  # slow to import
 
     random = np.random.default_rng(seed)
-    if len(features_nD) > most:
-        chosen = np.sort(random.choice(len(features_nD), most, replace=False))
-        features_nD = features_nD[chosen]
+    if len(features_nD) > _MOST_FITTED:
+        chosen = random.choice(len(features_nD), _MOST_FITTED, replace=False)
+        features_nD = features_nD[np.sort(chosen)]
     num_different = len(np.unique(features_nD, axis=0))
     if num_different < k:
         raise DataError(

@@ -1,12 +1,11 @@
 """Which label each document has in a round of `alternate`.
 
 A round has its own labels: the domain tree cut at the round's depth, and clusters of documents
-where the tree ends. `gr_sweep.assign.cluster` finds the clusters.
+(`gr_sweep.assign.cluster`) where the tree ends.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 from gr_sweep.data.prepare import TokenData
 from gr_sweep.data.shards import Shard, join
 from gr_sweep.domains import is_under, metric_name
-from gr_sweep.errors import DataError
 from gr_sweep.files import whole_file
 
 TRAIN, HELDOUT = "train", "heldout"
@@ -70,21 +68,19 @@ class RoundLabels:
 
     def divided(self, data: TokenData) -> TokenData:
         """The same text by the labels of this round; tokens are not copied."""
-        text = {part: self._shards(part, shards) for part, shards in _parts(data).items()}
-        return dataclasses.replace(
-            data, domains=self.names, train=text[TRAIN], heldout=text[HELDOUT]
-        )
-
-    def _shards(self, part: str, shards: Mapping[str, Shard]) -> dict[str, Shard]:
-        return {
-            name: join(
-                [
-                    shard.subset(np.flatnonzero(self.places[part, domain] == place))
-                    for domain, shard in shards.items()
-                ]
-            )
-            for place, name in enumerate(self.names)
+        text = {
+            part: {
+                name: join(
+                    [
+                        shard.subset(np.flatnonzero(self.places[part, domain] == place))
+                        for domain, shard in shards.items()
+                    ]
+                )
+                for place, name in enumerate(self.names)
+            }
+            for part, shards in _parts(data).items()
         }
+        return replace(data, domains=self.names, train=text[TRAIN], heldout=text[HELDOUT])
 
     def write(self, path: Path) -> None:
         """Writes the labels as a .npz file."""
@@ -96,24 +92,14 @@ class RoundLabels:
 
     @classmethod
     def read(cls, path: Path, data: TokenData) -> "RoundLabels":
-        """The labels that `write` wrote.
-
-        Raises:
-            DataError: the file is missing or damaged, or was written for other text.
-        """
-        try:
-            with np.load(path, allow_pickle=False) as content:
-                names = tuple(map(str, content["names"]))
-                places = {}
-                for part, shards in _parts(data).items():
-                    for domain, shard in shards.items():
-                        found = content[f"{part}.{metric_name(domain)}"]
-                        if len(found) != shard.num_documents:
-                            raise ValueError("it was written for other text")
-                        places[part, domain] = found
-        except (OSError, KeyError, ValueError) as error:
-            raise DataError(f"{path} cannot be read ({error}); remove the job's folder") from error
-        return cls(names, places)
+        """The labels of the same text that `write` wrote."""
+        with np.load(path, allow_pickle=False) as content:
+            places = {
+                (part, domain): content[f"{part}.{metric_name(domain)}"]
+                for part, shards in _parts(data).items()
+                for domain in shards
+            }
+            return cls(tuple(map(str, content["names"])), places)
 
 
 def _parts(data: TokenData) -> dict[str, dict[str, Shard]]:

@@ -1,15 +1,13 @@
 """Attribution: how much every unit of a model matters to every domain.
 
-Units are observed at the linear that reads them: MLP hidden units at the input of down, key-value
-groups of heads at the input of o; adapter units at the output of A. Of an expert it is the router's
-weight, 0 where it is not chosen, which multiplies its output. Units are counted in the order they
-have in the model's matrices; this module knows nothing of plans and owners.
+MLP hidden units are observed at the input of down, key-value groups of heads at the input of o,
+adapter units at the output of A; of an expert it is the router's weight, 0 where it is not chosen.
+Units are counted in the order they have in the model's matrices.
 
 M documents of a batch, T positions, U units of a layer and kind, W features of a unit, K domains.
 """
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,10 +55,9 @@ class UnitScores:
     def stability(self) -> dict[str, float]:
         """By kind, how well the two halves agree: 1 for the same order of units, 0 for none.
 
-        Spearman's rank correlation, averaged over layers and domains. Units without a score in any
-        half, such as those that are off, are left out, as they would agree on nothing else; so are
-        halves without differences and layers with fewer than three units. A kind of which nothing
-        is left has no key.
+        Spearman's rank correlation, averaged over layers and domains, of units with a score in some
+        half. Halves without differences and layers with fewer than three units are left out; so is
+        a kind of which nothing is left.
         """
         found: dict[str, list[float]] = {}
         for (_, kind), halves_2KU in self.halves.items():
@@ -94,8 +91,8 @@ def score_units(
     the model as it is. Methods:
 
     - `activation`: fraction of the tokens at which |h| exceeds the mean |h| of the layer's units at
-      the same token. MoEfication (Zhang et al. 2022, arXiv 2110.01786) counts where ReLU units are
-      not 0; SiLU is hardly ever 0, and a threshold relative to the layer needs no setting.
+      the same token. (MoEfication, Zhang et al. 2022, arXiv 2110.01786, counts where ReLU units are
+      not 0, which SiLU hardly ever is.)
     - `act_grad`: mean over tokens of |sum over the features of h dL/dh|, the first-order estimate
       of how removing the unit at that token changes the loss (Michel et al. 2019, arXiv 1905.10650,
       for heads; Molchanov et al. 2019, arXiv 1906.10771, for units, squared).
@@ -107,8 +104,7 @@ def score_units(
       of the gates (Theis et al. 2018, arXiv 1801.05787, there halved).
     - `random`: uniform in 0..1, independent for each half; the control. Reads no documents.
 
-    The model is evaluated in eval mode, and its parameters' gradients are neither used nor changed.
-    Memory does not depend on the number of documents.
+    The model is in eval mode, and its parameters' gradients are neither used nor changed.
 
     Args:
         model: plain, or routed and outside `batch`, `keep` and `remove`.
@@ -133,17 +129,19 @@ def score_units(
     sites = _sites(model, off or {}, device)
     if method is Attribution.random:
         return _random_scores(sites, tuple(documents), seed)
-    measure, per_document = _MEASURES[method]
     with _frozen_in_eval(model, token_losses), torch.compiler.set_stance("force_eager"):
         return _means(
             documents,
             sites,
-            lambda batch: measure(_Pass(sites, token_losses, *_padded(batch, device), steps)),
+            lambda batch: _Pass(sites, token_losses, *_padded(batch, device), steps).values(method),
             batch_sequences,
             device,
-            per_document,
+            method is Attribution.fisher,
             processes or Processes(),
         )
+
+
+Visit = Callable[["_Site", Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -161,6 +159,16 @@ class _Site:
     def num_on(self) -> int:
         return self.num_units - (0 if self.off_U is None else int(self.off_U.sum()))
 
+    def hooks(self, visit: Visit, num_documents: int) -> list[Any]:
+        """Registers what calls `visit`."""
+
+        def visited(x: Tensor) -> Tensor:
+            return visit(self, self.features(x)).flatten(-2)
+
+        if self.is_output:
+            return [self.module.register_forward_hook(lambda _, args, x: visited(x))]
+        return [self.module.register_forward_pre_hook(lambda _, args: (visited(args[0]),))]
+
     def features(self, x: Tensor) -> Tensor:
         """What is observed as [M, T, U, W], with units that are off set to 0, even if they are
         infinite."""
@@ -174,59 +182,56 @@ class _ExpertSite(_Site):
 
     router: Any
 
-    def choose(self, chosen: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """What the router returns, without the experts that are off: logits [P, E], weights and
-        indices [P, k]."""
-        logits_PE, weights_Pk, _ = chosen
+    def hooks(self, visit: Visit, num_documents: int) -> list[Any]:
+        def weigh(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            """The arguments of the experts, with the weights that `visit` returns."""
+            x_PD, indices_Pk, weights_Pk = args
+            zeros_PU = weights_Pk.new_zeros(len(x_PD), self.num_units)
+            weights_PU = zeros_PU.scatter(1, indices_Pk, weights_Pk)
+            found = visit(self, self.features(weights_PU.unflatten(0, (num_documents, -1))))
+            return x_PD, indices_Pk, found.reshape(weights_PU.shape).gather(1, indices_Pk)
+
+        return [
+            self.module.register_forward_pre_hook(weigh),
+            self.router.register_forward_hook(lambda _, args, chosen: self._choose(*chosen)),
+        ]
+
+    def _choose(
+        self, logits_PE: Tensor, weights_Pk: Tensor, indices_Pk: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the router returns, without the experts that are off."""
         if self.off_U is None:
-            return chosen
-        is_normed = getattr(self.router, "norm_topk_prob", True)
-        found, indices_Pk = choose(logits_PE, ~self.off_U, self.router.top_k, is_normed=is_normed)
+            return logits_PE, weights_Pk, indices_Pk
+        found, indices_Pk = choose(logits_PE, ~self.off_U, self.router)
         return logits_PE, found.to(weights_Pk.dtype), indices_Pk
 
-    def visited(
-        self, visit: Callable[[_Site, Tensor], Tensor], num_documents: int, *args: Tensor
-    ) -> tuple[Tensor, ...]:
-        """The arguments of the experts, with the weights that `visit` returns."""
-        x_PD, indices_Pk, weights_Pk = args
-        zeros_PU = weights_Pk.new_zeros(len(x_PD), self.num_units)
-        weights_PU = zeros_PU.scatter(1, indices_Pk, weights_Pk)
-        found = visit(self, self.features(weights_PU.unflatten(0, (num_documents, -1))))
-        return x_PD, indices_Pk, found.reshape(weights_PU.shape).gather(1, indices_Pk)
 
+def _sites(model: Any, off: Mapping[Place, Tensor], device: torch.device) -> list[_Site]:
+    family, units = family_of(model.config), units_per_layer(model.config)
 
-def _sites(model: nn.Module, off: Mapping[Place, Tensor], device: torch.device) -> list[_Site]:
-    config: Any = model.config
-    family, units = family_of(config), units_per_layer(config)
-    sites = []
-    for layer, modules in enumerate(decoder_layers(model)):
+    def off_at(place: Place) -> Tensor | None:
+        return off[place].to(device) if place in off else None
+
+    sites: list[_Site] = []
+    layers = list(enumerate(decoder_layers(model)))
+    for layer, modules in layers:
         for kind, names in family.linears.items():
-            if kind == ATTN and family.why_whole:
-                continue
-            off_U = off.get((layer, kind))
-            off_U = None if off_U is None else off_U.to(device)
-            module = modules.get_submodule(names.row)
-            sites.append(_Site((layer, kind), module, units[kind], off_U))
+            if kind != ATTN or not family.why_whole:
+                place, module = (layer, kind), modules.get_submodule(names.row)
+                sites.append(_Site(place, module, units[kind], off_at(place)))
     for layer, mixture in mixtures(model):
-        off_U = off.get((layer, EXPERT))
-        off_U = None if off_U is None else off_U.to(device)
-        place, whole = (layer, EXPERT), mixture
-        sites.append(_ExpertSite(place, whole.experts, units[EXPERT], off_U, router=whole.gate))
-    return sites + list(_adapter_sites(model, off, device))
-
-
-def _adapter_sites(
-    model: nn.Module, off: Mapping[Place, Tensor], device: torch.device
-) -> Iterator[_Site]:
-    whole: Any = model
-    ends = whole.get_input_embeddings(), whole.get_output_embeddings()
-    for layer, parts in [*enumerate(decoder_layers(model)), (0, nn.ModuleList(ends))]:
-        for module in parts.modules():
-            adapters: Any = module._modules.get("adapter", {})
+        place = layer, EXPERT
+        given = (place, mixture.experts, units[EXPERT], off_at(place))
+        sites.append(_ExpertSite(*given, router=mixture.gate))
+    ends = nn.ModuleList([model.get_input_embeddings(), model.get_output_embeddings()])
+    for layer, parts in [*layers, (0, ends)]:
+        for part in parts.modules():
+            adapters: Any = part._modules.get("adapter", {})
             for kind, adapter in adapters.items():
-                off_U = off.get((layer, kind))
-                off_U = None if off_U is None else off_U.to(device)
-                yield _Site((layer, kind), adapter.A, adapter.num_units, off_U, is_output=True)
+                place = layer, kind
+                given = (place, adapter.A, adapter.num_units, off_at(place))
+                sites.append(_Site(*given, is_output=True))
+    return sites
 
 
 def _random_scores(sites: Sequence[_Site], domains: tuple[str, ...], seed: int) -> UnitScores:
@@ -303,54 +308,31 @@ class _Pass:
             loss_sum.backward()
         return found
 
-    def integrated(self) -> dict[Place, Tensor]:
-        """Absolute value of each document's attribution."""
+    def values(self, method: Attribution) -> dict[Place, Tensor]:
+        """Float64 [M, U]: each document's value of each unit, summed over its tokens. To add a
+        method, add it to `Attribution` and here."""
+        if method is Attribution.activation:
+            return self.fired()
+        if method is Attribution.act_grad:
+            return self.gate_gradients(by_token=True)
+        if method is Attribution.fisher:
+            return {key: values_MU.square() for key, values_MU in self.gate_gradients().items()}
+        assert method is Attribution.integrated
         total: dict[Place, Tensor] = {}
         for step in range(self.steps):
             for key, values_MU in self.gate_gradients(gate=(step + 0.5) / self.steps).items():
                 _add(total, key, values_MU)
         return {key: (values_MU / self.steps).abs() for key, values_MU in total.items()}
 
-    def fisher(self) -> dict[Place, Tensor]:
-        """Squared gradient of each document."""
-        return {key: values_MU.square() for key, values_MU in self.gate_gradients().items()}
-
     @contextlib.contextmanager
-    def _visiting(self, visit: Callable[[_Site, Tensor], Tensor]) -> Iterator[None]:
+    def _visiting(self, visit: Visit) -> Iterator[None]:
         """Inside, `visit` takes the features of each site's units and returns those that the model
         continues with."""
-
-        def visited(site: _Site, x: Tensor) -> Tensor:
-            return visit(site, site.features(x)).flatten(-2)
-
-        def hooked(site: _Site) -> Any:
-            if isinstance(site, _ExpertSite):
-                read = functools.partial(site.visited, visit, len(self.ids_MT))
-                return site.module.register_forward_pre_hook(lambda _, args: read(*args))
-            if site.is_output:
-                return site.module.register_forward_hook(lambda _, args, x: visited(site, x))
-            return site.module.register_forward_pre_hook(lambda _, args: (visited(site, args[0]),))
-
-        def chosen(site: _ExpertSite) -> Any:
-            return site.router.register_forward_hook(lambda _, args, found: site.choose(found))
-
         with contextlib.ExitStack() as stack:
             for site in self.sites:
-                stack.callback(hooked(site).remove)
-                if isinstance(site, _ExpertSite):
-                    stack.callback(chosen(site).remove)
+                for hook in site.hooks(visit, len(self.ids_MT)):
+                    stack.callback(hook.remove)
             yield
-
-
-_MEASURES: dict[Attribution, tuple[Callable[[_Pass], dict[Place, Tensor]], bool]] = {
-    Attribution.activation: (_Pass.fired, False),
-    Attribution.act_grad: (lambda batch: batch.gate_gradients(by_token=True), False),
-    Attribution.integrated: (_Pass.integrated, False),
-    Attribution.fisher: (_Pass.fisher, True),
-}
-"""By method: a function to float64 [M, U] by layer and kind, a document's value summed over its
-tokens; and whether scores are means over documents instead of tokens. To add a method, add it to
-`Attribution` and here."""
 
 
 def _means(
@@ -376,22 +358,15 @@ def _means(
                 rows = slice((half - first) % 2, None, 2)
                 for key, values_MU in found.items():
                     sums[key][half, k] += values_MU[rows].sum(0)
-                counts_2K[half, k] += sum(
-                    1 if per_document else len(text) - 1 for text in batch[rows]
-                )
+                counts = (1 if per_document else len(text) - 1 for text in batch[rows])
+                counts_2K[half, k] += sum(counts)
         if not processes.sum_(counts_2K[:, k].sum()):
-            raise DataError(
-                f"domain {domain!r} has no document of two or more tokens to score units on; add "
-                "text, or leave the domain out"
-            )
+            raise DataError(f"domain {domain!r} has no document to score units on; add text")
     halves = {}
     processes.sum_(counts_2K)
     for (layer, kind), sums_2KU in sums.items():
         if not processes.sum_(sums_2KU).isfinite().all():
-            raise PlanError(
-                f"scores of layer {layer}, {kind} are not finite: the model's losses on these "
-                "documents, or their gradients, are not"
-            )
+            raise PlanError(f"scores of layer {layer}, {kind} are not finite, as losses are not")
         halves[layer, kind] = sums_2KU.cpu() / counts_2K[..., None]  # nan for an empty half
     return UnitScores(tuple(documents), halves)
 

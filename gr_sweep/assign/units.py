@@ -24,9 +24,8 @@ def assign_units(
 ) -> RoutePlan:
     """The plan with an order of units that gives each block the units that belong to it.
 
-    Of all assignments that fill the blocks, this is the one of the least `misfit`: little of a
-    domain's attribution lies in blocks that it does not own, and shared blocks hold few units that
-    a single domain uses. Units move only within the old block that theirs is divided from.
+    Of all assignments that fill the blocks, this is the one of the least `misfit`. Units move only
+    within the old block that theirs is divided from.
 
     Args:
         plan: the sizes of the blocks and their owners.
@@ -68,8 +67,7 @@ def assign_units(
 def wanted_sizes(plan: RoutePlan, scores: UnitScores) -> dict[str, dict[str, int]]:
     """By kind and name of the block, how many units each block would have if sizes were free.
 
-    Each unit goes to the owners that fit its use best (`fitting_sets`): what the model wants to
-    share, and between whom.
+    Each unit goes to the owners that fit its use best (`fitting_sets`).
     """
     domains = scores.domains
     sets = [
@@ -93,21 +91,16 @@ def wanted_sizes(plan: RoutePlan, scores: UnitScores) -> dict[str, dict[str, int
 def modularity_of(plan: RoutePlan, scores: UnitScores) -> float:
     """Fraction of the domains' attribution outside the core that lies in blocks they own.
 
-    Mean over layers, kinds and domains. 1 if no domain uses units of another; 1 / K for K equal
-    blocks of one domain each whose units are assigned at random; nan if there is nothing outside
-    the core.
-
-    Args:
-        plan: the plan in whose order the units were scored.
+    Mean over layers, kinds and domains; nan if there is nothing outside the core. Units were scored
+    in the plan's order.
     """
     owns_BK = _owns(plan.blocks, scores.domains)
     values = []
     for place, split in plan.splits.items():
         block_of_unit = np.repeat(np.arange(len(split.sizes)), split.sizes)
-        outside_U, owns_KU = block_of_unit != 0, owns_BK[block_of_unit].T
-        shares_KU = scores.shares(*place).numpy()
-        total_K = (shares_KU * outside_U).sum(axis=1)
-        own_K = (shares_KU * (outside_U & owns_KU)).sum(axis=1)
+        shares_KU = scores.shares(*place).numpy() * (block_of_unit != 0)
+        total_K = shares_KU.sum(axis=1)
+        own_K = (shares_KU * owns_BK[block_of_unit].T).sum(axis=1)
         nothing = np.full(len(total_K), np.nan)
         values.append(np.divide(own_K, total_K, out=nothing, where=total_K > 0))
     found = np.array(values)

@@ -1,13 +1,11 @@
 """Matrix products that compute only what routing lets through: slice, skip, scale.
 
 The gradients are those of Cloud et al. 2024 (arXiv 2410.04332), with the two edges told apart
-(docs/routing.md, "Edges"). A term with factor 0 is never computed. Products are written straight
-into slices of one preallocated result: the first product to reach a slice writes it, later ones add
-to it. So nothing is copied, or summed in a buffer.
+(docs/routing.md, "Edges"). A term with factor 0 is never computed. Products are written into slices
+of one preallocated result: the first to reach a slice writes it, later ones add to it.
 
 In a *column* map (gate, up, q, k, v) the units are output features; in a *row* map (down, o) they
-are input features. Both functions below are made of the same three products, `_cells`,
-`_over_units` and `_over_rows`; a row map passes the transpose of its weight.
+are input features, and the transpose of its weight is used.
 """
 
 # P = N * T positions (N sequences, sorted by row group), U = units' features, X = the other
@@ -103,10 +101,8 @@ class SlicedLinear(torch.autograd.Function):
 class GatedMlp(torch.autograd.Function):
     """`(silu(x @ gate.T + bias) * (x @ up.T + bias)) @ down.T + bias`, units along F.
 
-    One function for the whole MLP, since routing cuts the same cells of all three maps. Elementwise
-    work skips foreign cells too, and the backward pass recomputes the hidden activation (one
-    multiplication) instead of keeping it: three matrices [P, F] are saved, where plain autograd
-    saves four.
+    Elementwise work skips foreign cells too, and the backward pass recomputes the hidden activation
+    (one multiplication): three matrices [P, F] are saved, where plain autograd saves four.
     """
 
     @staticmethod

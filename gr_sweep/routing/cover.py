@@ -13,10 +13,9 @@ Value = TypeVar("Value")
 CALL_MULTIPLY_ADDS = {"cpu": 3e6, "cpu bfloat16": 12e6, "cuda": 1e9}
 """Multiply-adds that fit into the time of one more call of an operation, by type of device.
 
-`Cover.in_positions` compares them with the work that slicing saves. For a CPU: measured on slices
-of `nano`, eager, 40 to 50 microseconds per call in float32 and with bfloat16 on AMX, whose products
-are four times as fast. For CUDA: computed, not measured, from 5 microseconds per launch at 400
-TFLOP/s, two operations per multiply-add.
+For a CPU measured on slices of `nano`, eager: 40 to 50 microseconds per call in float32 and with
+bfloat16 on AMX, whose products are four times as fast. For CUDA computed from 5 microseconds per
+launch at 400 TFLOP/s.
 """
 
 Axis = Literal["rows", "units"]
@@ -61,12 +60,9 @@ class Cover:
     """Operations per tile, for each of its matrix products."""
 
     def in_positions(self, positions: int, width: int, device: str) -> "Cover":
-        """The same with rows that count positions, `positions` per sequence; dense where slicing
-        does not pay.
-
-        Slices do less work in more calls. If the additional calls take longer than the work they
-        save, the only tile is `whole` and `clears` holds what must be 0 first. Otherwise there are
-        no `clears`.
+        """The same with rows that count positions, `positions` per sequence. Where more calls take
+        longer than the work that slicing saves, the only tile is `whole`, and `clears` holds what
+        must be 0 first; otherwise there are no `clears`.
 
         Args:
             width: third size of the products.
@@ -99,10 +95,8 @@ def cover(
     products: int = 0,
     calls: int = 1,
 ) -> Cover:
-    """The cheaper of two ways to cover a table of factors with rectangles.
-
-    The table is cut block by block or group by group, whichever needs fewer products; if both need
-    as many, the one that adds less to what is already written.
+    """Covers a table of factors block by block or group by group: by the fewer products, then by
+    those that add less to what is already written.
 
     Args:
         factors: a factor for each group and block.
@@ -162,10 +156,8 @@ def _cut(lines: Sequence[Sequence[float]]) -> list[tuple[slice, slice, float]]:
 
 
 def _ordered(tiles: list[Tile], axis: Axis | None) -> list[Tile]:
-    """The tiles in an order in which the output of each is either all written or not written yet.
-
-    The longest go first, so that few have to be cut in two.
-    """
+    """The tiles in an order in which the output of each is either all written or not written yet;
+    the longest go first, so that few have to be cut in two."""
     if axis is None:
         return tiles
     ordered: list[Tile] = []

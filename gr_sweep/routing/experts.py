@@ -1,9 +1,8 @@
 """Mixtures of experts whose units are whole experts: which are chosen, and what is cut.
 
-An expert reads the residual stream, and the weight that the router gives it: both are upstream of
-it, so the activation edge cuts both. Its parameters are its three matrices; the router belongs to
-the rest. Work that is cut is not computed: of an expert that is off nothing, of a foreign one the
-gradients that do not arrive.
+An expert reads the residual stream, and the weight that the router gives it: the activation edge
+cuts both. Its parameters are its three matrices; the router belongs to the rest. Work that is cut
+is not computed.
 
 N sequences, T positions, P = N * T, E experts, k experts of a position, S = P * k pairs of a
 position and an expert, M pairs of one expert; D residual width, F hidden units of an expert.
@@ -44,10 +43,7 @@ class RoutedMixture(RoutedModule):
             whole = (slice(0, num_experts),)
             logits_NTE = routing.linear("rest", input, self.gate.weight, None, whole)
         how = routing.experts(input, units)
-        # Mixtral, which always normalises the weights, has no setting for it.
-        is_normed = getattr(self.gate, "norm_topk_prob", True)
-        chosen = choose(logits_NTE, how.on, self.gate.top_k, is_normed=is_normed)
-        weights, indices = (each.flatten(0, 1) for each in chosen)
+        weights, indices = (each.flatten(0, 1) for each in choose(logits_NTE, how.on, self.gate))
         units = units or (slice(0, num_experts),)
         found_PD = mixture(
             input.flatten(0, 1), weights, indices, gate_up, down, self.experts.act_fn, units, how
@@ -55,9 +51,7 @@ class RoutedMixture(RoutedModule):
         return found_PD.view_as(input)
 
 
-def choose(
-    logits: Tensor, on: Tensor | None, top_k: int, *, is_normed: bool
-) -> tuple[Tensor, Tensor]:
+def choose(logits: Tensor, on: Tensor | None, router: Any) -> tuple[Tensor, Tensor]:
     """The most likely experts of each position among those that are on, as the routers of
     transformers choose: softmax, top k, and perhaps weights that sum to 1.
 
@@ -73,8 +67,8 @@ def choose(
         # Finite, so that nothing is chosen, instead of nan, where all are off.
         logits = logits.masked_fill(on == 0, torch.finfo(logits.dtype).min)
     probabilities = nn.functional.softmax(logits, dim=-1, dtype=torch.float32)
-    weights, indices = torch.topk(probabilities, top_k, dim=-1)
-    if is_normed:
+    weights, indices = torch.topk(probabilities, router.top_k, dim=-1)
+    if getattr(router, "norm_topk_prob", True):  # Mixtral always does
         weights = weights / weights.sum(-1, keepdim=True)
     if on is not None:
         weights = weights * on.expand_as(logits).gather(-1, indices).to(weights.dtype)

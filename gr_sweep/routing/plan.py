@@ -1,10 +1,7 @@
 """Route plans: how the units of each layer are divided into blocks, and which domains own them.
 
-A plan holds counts and labels but no tensors; `gr_sweep.model.route` applies it to a network. One
-idea carries every shape of plan: a block belongs to a set of domains (docs/index.md, "Terms").
-
-This module does not import torch. `RoutePlan.from_json` is the only parser of `plan.json`, for the
-report as well: it needs `blocks`, `owners_of` and the `sizes` of `splits`.
+One idea carries every shape of plan: a block belongs to a set of domains (docs/index.md, "Terms").
+`gr_sweep.model.route` applies a plan to a network; this module does not import torch.
 """
 
 import itertools
@@ -296,11 +293,7 @@ class RoutePlan:
 
     def removable(self) -> tuple[str, ...]:
         """Nodes that have a separability: each of their labels owns a block that nobody outside the
-        node owns.
-
-        Switching off virology's block alone does not remove biology, although virology is part of
-        biology.
-        """
+        node owns."""
         found = []
         for node in self.nodes:
             off = [self.blocks[index] for index in self.removed_by([node])]

@@ -18,12 +18,10 @@ from gr_sweep.routing.edges import Line
 from gr_sweep.routing.plan import RoutePlan
 
 _MAX_ORDERED = 6
-"""Up to this many row groups per domain every order is tried; above it the nearest group goes
-next."""
+"""Row groups of a domain of which every order is tried; of more the nearest goes next."""
 
 MAX_LISTS = 8
-"""Steps after which the row groups repeat, at most. Each step of a cycle has its own shapes, for
-which a compiler makes a graph."""
+"""Steps after which the row groups repeat, at most: a compiler makes a graph for each of them."""
 
 CLOSE = Fraction(1, 100)
 """Most that a share of the sequences which is reached may differ from the one that is wanted."""
@@ -223,9 +221,8 @@ def chosen_lists(
     """For each step of a cycle and each of its `count` sequences, which choices apply to it: which
     other domains are off, and whether it trains a foreign core.
 
-    Each choice applies to its share of the sequences of all steps, rounded to a whole number, and
-    to equally many of each step, to within one. Which apply together is as even as `_crossed` makes
-    it: within a step, over the steps, and in which steps have one more.
+    Each choice applies to its share of the sequences of all steps, rounded, and to equally many of
+    each step, to within one. Which apply together is as even as `_crossed` makes it.
     """
     numbers = [round(Fraction(str(share)) * count * num_lists) for share in shares]
     has_more = _crossed(num_lists, [[n % num_lists] for n in numbers], fewest_first=True)
@@ -248,10 +245,9 @@ def _crossed(
 ) -> list[list[bool]]:
     """For each domain, in which rows it is off: `numbers` of them in each list of `count` rows.
 
-    Domains are crossed one after the other: rows of a list with the same domains off so far are
-    divided in proportion, and then exchanges within lists make the number of rows in which two
-    domains are off together as even as possible. With `fewest_first`, ties go to the rows that have
-    the fewest domains off, so that steps cost the same.
+    Rows of a list with the same domains off so far are divided in proportion, and then exchanges
+    within lists even out in how many rows two domains are off together. With `fewest_first`, ties
+    go to the rows that have the fewest domains off, so that steps cost the same.
     """
     columns: list[list[bool]] = []
     for of_lists in numbers:

@@ -1,8 +1,7 @@
 """Routing by token, the general and slower path: labels may change inside a sequence.
 
-Every product is computed whole and then masked, with one factor per token. MLP units, q and o
-follow the position of their output, k and v their own position; each of these maps acts on single
-positions, so in every case that is the token's own label.
+Every product is computed whole and then masked, with one factor per token: each map acts on single
+positions, so the token's own label decides.
 
 N sequences, T positions, P = N * T, I and O input and output features, U features of units, V
 vocabulary.
@@ -146,12 +145,9 @@ class TokenRouting(BaseRouting):
             next_NT: int64, the token that each position predicts.
             cuts: by domain how far a next token cuts, float [V]; of other domains it is 1.
         """
+        if next_NT is None:
+            raise PlanError("token_cuts need next_NT, the token that each position predicts")
         counts = [group.count for group in groups]
-        if next_NT is None or len(next_NT) != sum(counts):
-            raise PlanError(
-                f"token_cuts need next_NT, the token that each position of {sum(counts)} sequences "
-                "predicts"
-            )
         [whole, *_] = (torch.ones_like(cut_V) for cut_V in cuts.values())
         of_groups = zip(groups, torch.split(next_NT, counts), strict=True)
         cut_NT = torch.cat([cuts.get(g.domain, whole)[tokens] for g, tokens in of_groups])

@@ -64,14 +64,6 @@ def test_equal_documents_stay_together_and_the_rest_is_balanced():
     assert len(set(children.of(features[(features == features[0]).all(axis=1)]).tolist())) == 1
 
 
-def test_equal_seeds_give_equal_children():
-    features = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)
-    one, two = (fit_children(features, 4, seed=3, most=300) for _ in range(2))
-    assert np.array_equal(one.centres, two.centres) and np.array_equal(one.prices, two.prices)
-    other = fit_children(features, 4, seed=4, most=300)
-    assert not np.array_equal(one.centres, other.centres)
-
-
 def test_too_few_different_documents_are_refused():
     features = np.repeat(np.eye(3), 4, axis=0).astype(np.float32)
     with pytest.raises(DataError, match="3 different documents are too few for 4"):

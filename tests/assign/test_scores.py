@@ -1,4 +1,4 @@
-"""Attribution scores: a literal reference, streaming, and the state that scoring leaves."""
+"""Attribution scores: a literal reference, and the state that scoring leaves."""
 
 import copy
 
@@ -255,30 +255,9 @@ def random_off(model):
     }
 
 
-# Streams
-
-
 @pytest.mark.parametrize("method", ["activation", "fisher"])
-def test_documents_are_read_once_and_as_they_are_needed(method):
-    yielded, read = [], [0]
-    model = tiny_model()
-    token_losses = losses_of(model)
-
-    def stream(documents):
-        for text in documents:
-            # All that went before has been read, but for the batch that is being filled.
-            assert len(yielded) - read[0] < 3
-            yielded.append(text)
-            yield text
-
-    def recording(ids, targets):
-        read[0] = len(yielded)
-        return token_losses(ids, targets)
-
-    documents = {domain: stream(of_domain) for domain, of_domain in texts().items()}
-    found = score(model, method, documents, recording, batch_sequences=3)
-    assert len(yielded) == 2 * len(LENGTHS)
-    # Batches make no difference, and documents that predict nothing are skipped.
+def test_batches_make_no_difference_and_documents_that_predict_nothing_are_skipped(method):
+    found = score(tiny_model(), method, batch_sequences=3)
     documents = texts()
     documents["code"].insert(1, np.array([3]))
     assert_same(named(found), named(score(tiny_model(), method, documents, batch_sequences=16)))
@@ -347,15 +326,12 @@ def test_stability_ignores_scores_without_an_order():
     halves[0, 1] = 5.0  # constant
     halves[1, 2] = torch.nan  # empty
     few = torch.ones(2, 3, 2, dtype=torch.float64).cumsum(2)
-    unordered = torch.ones(2, 3, 4, dtype=torch.float64)
     found = UnitScores(("a", "b", "c"), {(0, "mlp"): halves, (0, "attn"): few})
     assert found.stability() == {"mlp": pytest.approx(1.0)}
-    assert UnitScores(("a", "b", "c"), {(0, "mlp"): unordered}).stability() == {}
     # Units that are off are no agreement.
-    generator = torch.Generator().manual_seed(0)
-    halves = torch.rand(2, 1, 4000, dtype=torch.float64, generator=generator)
-    halves[..., 1000:] = 0.0
-    assert abs(UnitScores(("a",), {(0, "mlp"): halves}).stability()["mlp"]) < 0.1
+    off = torch.rand(2, 1, 4000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    off[..., 1000:] = 0.0
+    assert abs(UnitScores(("a",), {(0, "mlp"): off}).stability()["mlp"]) < 0.1
 
 
 # What is refused

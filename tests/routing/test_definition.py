@@ -78,13 +78,6 @@ PRODUCTS = {"sliced": 0.0, "dense": float("inf")}
 """The cost of a call: nothing, so that every product is sliced; or more than slicing can save."""
 
 
-@pytest.fixture(params=PRODUCTS)
-def products(request, monkeypatch):
-    """Both ways of computing the products of an MLP, whichever pays at this size."""
-    monkeypatch.setitem(CALL_MULTIPLY_ADDS, "cpu", PRODUCTS[request.param])
-    return request.param
-
-
 def models(units: str):
     """A model to route and the same plain one.
 
@@ -196,29 +189,6 @@ def test_isolated_experts_are_always_off_for_each_other(edges, foreign_dropout):
     assert_follows_the_definition(routed, plain, Cut(edges), [micro_batch])
 
 
-@pytest.mark.parametrize("foreign_dropout", [0.0, 1.0])
-def test_isolated_experts_are_off_for_each_other_by_token_too(foreign_dropout):
-    """The two fast paths against each other."""
-    isolated = (frozenset(["code"]), frozenset(["biology", "creative"]))
-    found = []
-    for by_token in (False, True):
-        model = tiny_model()
-        route_plan = PLANS["lattice"](model.config, attn_shared=0.25)
-        route_plan = replace(route_plan, isolated_domains=isolated)
-        routed = route(model, route_plan, Cut("both", 0.3, -0.5, 0.25), foreign_dropout)
-        first, _, third = route_plan.domains
-        counts, labels_N = {third: 2, first: 1, "unlabelled": 1}, torch.tensor([2, 2, 0, -1])
-        ids = tiny_ids(4)
-        with (
-            routed.batch(labels_NT=labels_N[:, None].expand(4, 5))
-            if by_token
-            else routed.batch(counts)
-        ):
-            loss_sum(model(input_ids=ids).logits, ids).backward()
-        found.append(gradients(model))
-    assert_same(found[1], found[0])
-
-
 def step(model, routed, counts, *, after=False, seed=0):
     """One forward and backward pass; the backward pass inside the batch, or after it."""
     ids = tiny_ids(sum(counts.values()), seed=seed)
@@ -239,22 +209,19 @@ def forget(edges="both"):
     return model, route(model, PLANS["forget"](model.config, attn_shared=0.5), Cut(edges, 0.3), 0.5)
 
 
-def test_backward_may_run_after_the_batch_has_been_left(products):
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_backward_may_run_after_the_batch_has_been_left(product, monkeypatch):
+    monkeypatch.setitem(CALL_MULTIPLY_ADDS, "cpu", PRODUCTS[product])
     inside, outside = step(*forget(), EQUAL), step(*forget(), EQUAL, after=True)
     for name, gradient in inside.items():
         assert torch.equal(gradient, outside[name]), name
 
 
-def test_micro_batches_add_to_the_gradients_in_place(products):
-    model, routed = forget()
-    places = []
-    for seed in range(3):
-        step(model, routed, EQUAL, seed=seed)
-        places.append({name: p.grad.data_ptr() for name, p in model.named_parameters()})
-    assert places[0] == places[1] == places[2]
-
-
-def test_parameters_that_do_not_require_gradients_get_none_and_change_no_other(products):
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_parameters_that_do_not_require_gradients_get_none_and_change_no_other(
+    product, monkeypatch
+):
+    monkeypatch.setitem(CALL_MULTIPLY_ADDS, "cpu", PRODUCTS[product])
     wanted, (model, routed) = step(*forget("weight"), EQUAL), forget("weight")
     mlp = model.model.layers[1].mlp
     frozen = (mlp.down_proj.weight, mlp.gate_proj.weight, model.model.embed_tokens.weight)
