@@ -169,7 +169,8 @@ class RoutedGatedMlp(RoutedModule):
 
     def forward(self, input: Tensor) -> Tensor:
         routing = self._routing_of(input)
-        if routing is None or any(_is_watched(child) for child in self.children()):
+        is_watched = any(_is_watched(child) for child in self.children())
+        if not isinstance(routing, RowRouting) or is_watched:  # one linear map after the other
             return super().forward(input)  # type: ignore[no-any-return]
         [units] = self._parts
         size = units[-1].stop

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gr_sweep.domains import PlanKind, ancestors, check_domains, expand
+from gr_sweep.domains import ancestors, check_domains, expand
 from gr_sweep.errors import GrSweepError, PlanError
 from gr_sweep.routing.kinds import (
     ADAPTERS,
@@ -176,9 +176,6 @@ class RoutePlan:
     ) -> "RoutePlan":
         """The plan with the named shape: none, peers, forget, tree or lattice. Raises as they
         do."""
-        kinds = [each.value for each in PlanKind]
-        if kind not in kinds:
-            raise PlanError(f"invalid value for plan: {kind!r}; expected one of {', '.join(kinds)}")
         if kind == "forget":
             shares["forget"] = forget
         plan: RoutePlan = getattr(cls, kind)(config, domains=domains, **shares)

@@ -182,13 +182,6 @@ class TokenRouting(BaseRouting):
             masks = LinearMasks(one, rest_P1, one, rest_P1)
         return apply(MaskedLinear, x, (weight, bias), masks, role == "row")
 
-    def gated_mlp(self, x: Tensor, weights: Sequence[Tensor | None], units: Units) -> Tensor:
-        gate, up, down, *biases = weights
-        assert gate is not None and up is not None and down is not None
-        gated = torch.nn.functional.silu(self.linear("column", x, gate, biases[0], units))
-        hidden = gated * self.linear("column", x, up, biases[1], units)
-        return self.linear("row", hidden, down, biases[2], units)
-
     def rest_factor(self, like: Tensor, role: str) -> Tensor | None:
         """Factor on the gradients of parameters of this role [N, T]; None if all are 1."""
         if all(factor == 1.0 for factor in self._factors.of_role(role)):

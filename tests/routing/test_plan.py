@@ -104,7 +104,6 @@ def test_a_share_of_the_layers_is_counted_from_the_first_and_at_least_one(layer_
         ("forget", {"forget": []}, "forget"),
         ("peers", {"domains": ["code", "code"]}, "code"),
         ("peers", {"orders": {(0, "mlp"): range(1, 25)}}, "permutation"),
-        ("bush", {}, "bush.*lattice"),
         ("peers", {"adapters": {"embed": "ful"}}, r"plan.adapters.embed.*full.*'ful'"),
         ("peers", {"adapters": {"mlp": "full"}}, r"plan.adapters.mlp to be a number of units, got"),
         ("peers", {"adapters": {"norm": 1}}, "norm.*expected one of embed"),
