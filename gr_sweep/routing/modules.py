@@ -213,9 +213,11 @@ class RoutedRest(RoutedModule):
         routing = self._routing_of(input)
         if routing is None:
             return self._plain(input)
-        factor = routing.rest_factor(input, self._role)
-        if self._parts:
-            factor = routing.head_factor(input, self._parts[0])
+        factor: Any = (
+            routing.head_factor(input, self._parts[0])
+            if self._parts
+            else routing.rest_factor(input, self._role)
+        )
         if factor is None or isinstance(factor, Tensor):
             return self._scaled(input, 1.0 if factor is None else factor)
         parts = torch.split(input, [count for count, _ in factor])
