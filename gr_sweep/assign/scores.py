@@ -26,7 +26,6 @@ from gr_sweep.model.loss import IGNORED
 from gr_sweep.model.units import decoder_layers, mixtures, reshard
 from gr_sweep.routing.experts import choose
 from gr_sweep.routing.kinds import ATTN, EXPERT, Place, units_per_layer
-from gr_sweep.routing.modules import RoutedModule
 from gr_sweep.train.distributed import Processes
 
 _MIN_RANKED = 3
@@ -120,11 +119,8 @@ def score_units(
 
     Raises:
         DataError: a domain without documents.
-        PlanError: scores that are not finite, an unknown family, or a model inside `batch`, `keep`
-            or `remove`.
+        PlanError: scores that are not finite, or an unknown family.
     """
-    if any(isinstance(m, RoutedModule) and m._state.active is not None for m in model.modules()):
-        raise PlanError("score units outside batch(), keep() and remove(); off= switches units off")
     device = next(model.parameters()).device
     sites = _sites(model, off or {}, device)
     if method is Attribution.random:

@@ -21,15 +21,15 @@ from gr_sweep.routing.cover import Cover, Tile
 
 
 class LinearCovers(NamedTuple):
-    """The rows and units that the three matrix products of a linear map cover."""
+    """The cells (rows x units) that the three matrix products of a linear map cover. Never dense:
+    the gradient that arrives belongs to the caller and cannot be cleared."""
 
     forward: Cover
-    """Rows and units that are on."""
+    """Cells that are on."""
     weight: Cover
-    """Rows and units whose gradient reaches the weight, times the tile's factor."""
+    """Cells whose gradient reaches the weight, times the tile's factor."""
     input: Cover
-    """Rows and units whose gradient reaches the input, times the tile's factor. (Never dense: the
-    gradient that arrives belongs to the caller and cannot be cleared.)"""
+    """Cells whose gradient reaches the input, times the tile's factor."""
     bias: Cover
     """For a row map: rows whose gradient reaches the bias, which belongs to no unit."""
 
@@ -38,17 +38,17 @@ class MlpCovers(NamedTuple):
     """The rows and units that the nine matrix products of a gated MLP cover."""
 
     hidden: Cover
-    """Cells (rows x units) that are on."""
+    """Cells that are on."""
     out: Cover
     """The same, summed over units."""
     needed: Cover
     """Cells whose gradient the weights or the input need."""
     weight: Cover
-    """Rows and units whose gradient reaches gate and up, times the tile's factor."""
+    """Cells whose gradient reaches gate and up, times the tile's factor."""
     down: Cover
     """The same for `down`; it differs from `weight` only if `foreign_outputs` is given."""
     input: Cover
-    """Rows and units whose gradient reaches the input, times the tile's factor."""
+    """Cells whose gradient reaches the input, times the tile's factor."""
     bias: Cover
     """Rows whose gradient reaches the bias of `down`, which belongs to no unit."""
 

@@ -31,16 +31,14 @@ class OutputRun(NamedTuple):
 
 
 class ExpertRun(NamedTuple):
-    """How neighbouring row groups use a block of experts that is on; a factor is a number, or a
-    tensor [P] of all positions."""
+    """How neighbouring row groups use a block of experts that is on: factors on the gradients of
+    gate and up, of down, and of what the expert reads; a number, or a tensor [P] of all
+    positions."""
 
     groups: slice
     weight: float | Tensor
-    """On the gradient of gate and up."""
     outputs: float | Tensor
-    """On the gradient of down."""
     act: float | Tensor
-    """On the gradient of what the expert reads."""
 
 
 class ExpertRouting(NamedTuple):

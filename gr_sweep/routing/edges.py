@@ -1,8 +1,6 @@
 """From edges and owners to the factors on gradients, by domain and block.
 
-Source: Cloud et al. 2024, arXiv 2410.04332, section 3; the table is in docs/routing.md. Two edges
-are told apart: the weight edge (from the token to the block's parameters) and the activation edge
-(through the block's units to what lies upstream).
+Source: Cloud et al. 2024, arXiv 2410.04332, section 3; the table is in docs/routing.md.
 """
 
 import math
@@ -42,11 +40,9 @@ class RouteWeights:
     parameters that belong to no unit."""
     foreign_outputs: float | None = None
     """Route weight of the output columns (down, o) of a foreign block, including the core; None:
-    that of the block's other parameters. With 1 these columns learn in full, as they do if the
-    hidden activation is masked, `m * h + (1 - m) * h.detach()` (Cloud et al., ERA)."""
+    that of the block's other parameters. 1 as in `m * h + (1 - m) * h.detach()` (Cloud et al.)."""
     core_frozen: bool = False
-    """Whether only units of blocks learn: the weight edge of the core's units and of all parameters
-    that belong to no unit has weight 0 for all tokens, labelled or not."""
+    """Whether only units of blocks learn: all other parameters learn from no token."""
 
     def __post_init__(self) -> None:
         if self.edges not in EDGE_CHOICES:

@@ -92,9 +92,7 @@ class RoutePlan:
                 )
 
     @classmethod
-    def none(
-        cls, config: ModelShape = None, *, domains: Sequence[str], **shares: Any
-    ) -> "RoutePlan":
+    def none(cls, config: ModelShape = None, *, domains: Sequence[str], **_: Any) -> "RoutePlan":
         """The core alone: a dense model."""
         labels = check_domains(domains)
         return cls(labels, (Block(CORE, frozenset(labels), is_core=True),), {})

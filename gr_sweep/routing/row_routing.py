@@ -40,11 +40,7 @@ class RowRouting(BaseRouting):
     """How the sequences of one micro-batch are routed: static slices, one group after the other."""
 
     def __init__(
-        self,
-        plan: RoutePlan,
-        weights: RouteWeights,
-        rows: Sequence[slice],
-        groups: Sequence[Line],
+        self, plan: RoutePlan, weights: RouteWeights, rows: Sequence[slice], groups: Sequence[Line]
     ) -> None:
         """One group per slice of `rows`."""
         super().__init__(GroupFactors(plan, weights, groups))
