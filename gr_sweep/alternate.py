@@ -34,7 +34,6 @@ from gr_sweep.data.batches import Batches
 from gr_sweep.data.prepare import TokenData
 from gr_sweep.data.shards import Shard
 from gr_sweep.domains import ancestors, is_under, weights_of_round
-from gr_sweep.errors import DataError
 from gr_sweep.eval.loss import HeldoutBatches
 from gr_sweep.eval.removal import removal_losses
 from gr_sweep.files import whole_file, write_whole
@@ -71,7 +70,7 @@ class LastRound:
 
     data: TokenData
     """The text by the labels of that round."""
-    weights: Mapping[str, float]
+    weights: dict[str, float]
     """Weights of these labels."""
     batches: Batches
     held_out: HeldoutBatches
@@ -118,7 +117,6 @@ class Rounds:
         """Trains through all phases, from where the run stands."""
         all_labels = labels_of_rounds(self.config)
         state = self.trainer.state
-        self._check_enough_text(all_labels[-1])
         plan = plan_before_rounds(self.config, self.routed.model.config)
         if self.trainer.plan is not None:
             plan = RoutePlan.from_json(self.trainer.plan)
@@ -141,14 +139,15 @@ class Rounds:
             self._write(self.folder / PLAN, plan.to_json() + "\n")
             weights = weights_of_round(self.config.data.weights, self.data.domains, text.domains)
             batches = make_batches(self.config, text, weights)
-            if state.step < phase.stop and not phase.is_dense:
+            if state.step < phase.stop and not phase.is_dense and self._processes.is_main:
                 # Left by an attempt with other weights, whose checkpoints are gone.
-                unlink = functools.partial((folder / ROUND).unlink, missing_ok=True)
-                self._processes.from_main(unlink)
+                (folder / ROUND).unlink(missing_ok=True)
             self.trainer.run(batches, phase.stop)
             if phase.is_dense:
                 continue
-            held_out = heldout_batches(self.config, text, None, self.device, self._processes)
+            held_out = heldout_batches(
+                self.config, text, None, device=self.device, processes=self._processes
+            )
             with state.timed("elapsed_s", "eval_s"):
                 rows = self._evaluate(held_out, labels, phase, folder)
             if self.config.procedure.prune:
@@ -162,16 +161,6 @@ class Rounds:
             for domain, shard in self.data.heldout.items()
             for place, document in zip(labels.places[HELDOUT, domain], shard.ids, strict=True)
         }
-
-    def _check_enough_text(self, leaves: Sequence[str]) -> None:
-        """Raises DataError if a domain has fewer documents than leaves."""
-        for domain, shard in self.data.train.items():
-            num_labels = sum(is_under(leaf, domain) for leaf in leaves)
-            if num_labels > max(1, shard.num_documents):
-                raise DataError(
-                    f"{domain}: {shard.num_documents} training documents for {num_labels} labels; "
-                    "add text, or lower procedure.rounds or procedure.children"
-                )
 
     @property
     def _processes(self) -> Processes:
@@ -217,9 +206,10 @@ class Rounds:
                 for (part, domain), found in labels.places.items()
                 if len(chosen := np.flatnonzero(found == place))
             }
-            train = [found for (part, _), found in features.items() if part == TRAIN]
-            fit = functools.partial(fit_children, np.concatenate(train), len(below[label]))
-            fitted = self._processes.from_main(functools.partial(fit, seed=self.config.seed))
+            train = np.concatenate([f for (part, _), f in features.items() if part == TRAIN])
+            num, seed = len(below[label]), self.config.seed
+            fit = functools.partial(fit_children, train, num, seed=seed)
+            fitted = self._processes.from_main(fit)
             for where, found in features.items():
                 children[where][labels.places[where] == place] = fitted.of(found)
         return labels.next(names, children)
@@ -239,7 +229,7 @@ class Rounds:
         """Routes the model by the round's plan, with the units that attribution assigns."""
         config, procedure = self.config, self.config.procedure
         text = labels.divided(self.data)
-        plan = plan_of_round(config, self.routed.model.config, labels.names, before)
+        plan = unassigned = plan_of_round(config, self.routed.model.config, labels.names, before)
         about: dict[str, Any] = {}
         if procedure.attribution is not Attribution.none:
             blocks = origins(plan, before)
@@ -248,9 +238,11 @@ class Rounds:
                 for old in sorted(set(blocks))
                 if blocks.count(old) > 1
             }
-            how = {"equal_layers": procedure.equal_layers}
-            assign = functools.partial(assign_units, plan, before, scores, **how)
-            plan = self._processes.from_main(assign)
+            plan = self._processes.from_main(
+                lambda: assign_units(
+                    unassigned, before, scores, equal_layers=procedure.equal_layers
+                )
+            )
             about["stability"] = _mean_stability(scores.values())
             if config.plan.kind is PlanKind.lattice:
                 about["wanted_units"] = wanted_sizes(plan, scores[0])
@@ -370,8 +362,7 @@ class Rounds:
         write_losses(folder / DOCUMENT_LOSSES, rows)
         with whole_file(folder / SCORES) as file:
             arrays: dict[str, Any] = {"domains": np.array(scores.domains)}
-            for layer, kind in scores.halves:
-                arrays[f"{layer}.{kind}"] = scores.shares(layer, kind).numpy()
+            arrays |= {f"{at}.{kind}": scores.shares(at, kind) for at, kind in scores.halves}
             np.savez_compressed(file, **arrays)
         logged = {registry.LOSS_SERVED(domain): loss for domain, loss in served.items()}
         logged |= {registry.LOSS_EXPERT(domain): loss for domain, loss in experts.items()}
@@ -389,18 +380,16 @@ class Rounds:
         each document's own expert alone."""
         domain_of = self._domain_of(labels)
 
-        def by_domain(rows: Iterable[DocumentLoss]) -> dict[str, float]:
-            found: dict[str, list[DocumentLoss]] = {domain: [] for domain in self.data.domains}
-            for row in rows:
-                found[domain_of[row.domain, row.document]].append(row)
-            return {
-                domain: sum(row.loss_nats for row in of) / sum(row.tokens for row in of)
-                for domain, of in found.items()
-                if of
-            }
+        def by_domain(rows: Sequence[DocumentLoss]) -> dict[str, float]:
+            found = {}
+            for domain in self.data.domains:
+                of = [row for row in rows if domain_of[row.domain, row.document] == domain]
+                if of:
+                    found[domain] = sum(r.loss_nats for r in of) / sum(r.tokens for r in of)
+            return found
 
-        served = (row for row in rows if row.view is View.served)
-        return by_domain(served), by_domain(filter(_is_own_expert, rows))
+        served = [row for row in rows if row.view is View.served]
+        return by_domain(served), by_domain([*filter(_is_own_expert, rows)])
 
 
 def _is_own_expert(row: DocumentLoss | RelearnLoss) -> bool:

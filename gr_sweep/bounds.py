@@ -2,40 +2,36 @@
 field, and patterns."""
 
 import enum
+import operator
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from gr_sweep.errors import ConfigError
 
+_COMPARE = {
+    "at_least": operator.ge,
+    "above": operator.gt,
+    "at_most": operator.le,
+    "below": operator.lt,
+}
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Bounds:
-    """Limits of a number; None is no limit."""
 
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
-    below: float | None = None
+class Bounds(dict[str, float]):
+    """Limits of a number, by the names of `_COMPARE`."""
 
     def allows(self, value: float) -> bool:
         """Whether the number is within the limits."""
-        return (
-            (self.at_least is None or value >= self.at_least)
-            and (self.above is None or value > self.above)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.below is None or value < self.below)
-        )
+        return all(_COMPARE[name](value, limit) for name, limit in self.items())
 
     def __str__(self) -> str:
-        limits = [(name, getattr(self, name)) for name in ("at_least", "above", "at_most", "below")]
-        said = [f"{name.replace('_', ' ')} {limit}" for name, limit in limits if limit is not None]
+        said = (f"{name.replace('_', ' ')} {limit}" for name, limit in self.items())
         return f"a number {' and '.join(said)}"
 
 
 def bounded(default: Any, **limits: float) -> Any:
     """A dataclass field with `Bounds`, which hold for the elements of a list or dictionary too."""
-    metadata = {"bounds": Bounds(**limits)}
+    metadata = {"bounds": Bounds(limits)}
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -38,10 +38,7 @@ from gr_sweep.domains import UNLABELLED, check_domains, deepest_first, expand, i
 from gr_sweep.errors import ConfigError
 from gr_sweep.resolve import resolve
 
-_NO_BOUNDS = Bounds()
 _TOKENS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?x|[0-9]{1,15}")
-_NO_UTF8 = re.compile("[\ud800-\udfff]")
-"""What Python makes of a byte on the command line that is not UTF-8."""
 
 
 def validate(config: RunConfig) -> RunConfig:
@@ -51,7 +48,7 @@ def validate(config: RunConfig) -> RunConfig:
         ConfigError: the first problem. The message names the setting, its value, and what is
             allowed.
     """
-    check_values(config, "", _NO_BOUNDS)
+    check_values(config, "")
     domains = check_domains(list(config.partition.domains))
     config = _with_label_rules(config, domains)
     _check_model(config.model)
@@ -66,47 +63,36 @@ def validate(config: RunConfig) -> RunConfig:
     round_lengths(config.procedure.rounds)
     resolved = resolve(config)
     _check_plan(resolved, domains)
-    procedure, name = config.procedure.name, config.procedure.name.value
-    if resolved.procedure.name is ProcedureKind.alternate:
-        _check_alternate(resolved, domains)
-    elif resolved.procedure.name is ProcedureKind.branch:
-        _check_branch(resolved)
-    elif resolved.procedure.name is not procedure and config.method.name is Method.routed:
-        raise ConfigError(f"procedure={name} needs blocks beside the core; plan=none has none")
-    _check_frozen(config, resolved)
+    _check_procedure(config, resolved, domains)
     return resolved
 
 
-def check_values(value: Any, name: str, bounds: Bounds = _NO_BOUNDS) -> None:
+def check_values(value: Any, name: str, bounds: Bounds | None = None) -> None:
     """Checks a value against the bounds of its field, and everything within it, of which OmegaConf
     has not checked the types in nested lists."""
     if dataclasses.is_dataclass(value):
         for item in fields(value):
-            inner, path = getattr(value, item.name), f"{name}.{item.name}".lstrip(".")
-            if isinstance(inner, str) and not inner:
-                raise ConfigError(f"{path} is empty; give a value or leave it out")
+            inner = getattr(value, item.name)
             if inner is not None:
-                check_values(inner, path, item.metadata.get("bounds", _NO_BOUNDS))
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            if not isinstance(key, str):
-                raise ConfigError(f"{name}: the name {key} is not text; put it in quotes")
-            if bounds != _NO_BOUNDS and isinstance(inner, list | dict):
-                raise invalid(f"{name}.{key}", inner, str(bounds))
-            check_values(inner, f"{name}.{key}", bounds)
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            if inner is None or isinstance(inner, list | dict):
-                raise invalid(f"{name}[{index}]", inner, "a single value")
-            check_values(inner, f"{name}[{index}]", bounds)
+                path = f"{name}.{item.name}".lstrip(".")
+                check_values(inner, path, item.metadata.get("bounds"))
+    elif isinstance(value, dict | list):
+        is_list = isinstance(value, list)
+        items: Any = enumerate(value) if isinstance(value, list) else value.items()
+        for key, inner in items:
+            path = f"{name}[{key}]" if is_list else f"{name}.{key}"
+            is_single = not isinstance(inner, list | dict | None)
+            if not is_single and (is_list or bounds is not None):
+                raise invalid(path, inner, "a single value")
+            check_values(inner, path, bounds)
+    elif value == "":
+        raise ConfigError(f"{name} is empty; give a value or leave it out")
     elif isinstance(value, float) and not math.isfinite(value):
         raise invalid(name, value, "a finite number")
-    elif bounds != _NO_BOUNDS and not (is_number(value) and bounds.allows(value)):
-        raise invalid(name, value, str(bounds))
     elif type(value) is int and abs(value) > LARGEST:
         raise invalid(name, value, f"a number of at most {LARGEST}")
-    elif isinstance(value, str) and _NO_UTF8.search(value):
-        raise invalid(name, value, "text in UTF-8")
+    elif bounds is not None and not (is_number(value) and bounds.allows(value)):
+        raise invalid(name, value, str(bounds))
 
 
 def _check_model(model: ModelConfig) -> None:
@@ -160,8 +146,6 @@ def _with_label_rules(config: RunConfig, domains: tuple[str, ...]) -> RunConfig:
         )
         for domain in domains
     }
-    if unnamed := [domain for domain, rule in rules.items() if not rule.values]:
-        raise ConfigError(f"data.labels has no value for domain {unnamed[0]}")
     paths = data.paths
     if data.kind is DataKind.local and not paths:
         paths = {names[0]: str(data.root)}
@@ -177,18 +161,12 @@ def _check_data(data: DataConfig, partition: PartitionConfig, domains: tuple[str
     split = data.split
     if split not in (None, "paragraphs") and not (type(split) is int and split > 0):
         raise invalid("data.split", split, "paragraphs, a number of characters, or null")
-    for name, value in (
-        ("partition.mislabelled", partition.mislabelled),
-        ("data.spurious", data.spurious),
-    ):
-        if value and len(domains) == 1:
-            raise ConfigError(f"{name}={value} needs a domain beside {domains[0]}")
-    if data.kind in _CHECKS:
-        name, check = _CHECKS[data.kind]
+    if data.kind is not DataKind.synthetic:
         sources = _sources(partition, domains)
+        name = "sources" if data.kind is DataKind.hub else "paths"
         for source in getattr(data, name):
             _check_known(f"data.{name}.{source}", source, sources, "source")
-        check(data, sources)
+        (_check_hub if data.kind is DataKind.hub else _check_local)(data, sources)
 
 
 def _sources(partition: PartitionConfig, domains: tuple[str, ...]) -> list[str]:
@@ -210,8 +188,10 @@ def _sources(partition: PartitionConfig, domains: tuple[str, ...]) -> list[str]:
 
 def _check_local(data: DataConfig, sources: Sequence[str]) -> None:
     if data.root is not None and not os.path.isdir(data.root):
-        better = "; one file for all domains needs data.label_field" * os.path.isfile(data.root)
-        raise ConfigError(f"data.root={data.root} is not a folder{better}")
+        raise ConfigError(
+            f"data.root={data.root} is not a folder; one file for all domains needs "
+            "data.label_field"
+        )
     missing = [source for source in sources if source not in data.paths]
     if missing and data.root is None:
         raise ConfigError(
@@ -230,10 +210,6 @@ def _check_hub(data: DataConfig, sources: Sequence[str]) -> None:
                 f"no data set for source {source}; name one with "
                 f"data.sources={{{source}:{{path:OWNER/NAME}}}}"
             )
-
-
-_CHECKS = {DataKind.local: ("paths", _check_local), DataKind.hub: ("sources", _check_hub)}
-"""The setting whose keys are sources, and a check of the settings, by kind of data."""
 
 
 def _check_method(method: MethodConfig, domains: tuple[str, ...]) -> None:
@@ -264,12 +240,9 @@ def _check_plan(config: RunConfig, domains: tuple[str, ...]) -> None:
             f"has only {domains[0]}; choose a partition with two or more domains, or plan=none"
         )
     if plan.full_width and config.model.size is None:
-        advice = (
-            "" if config.method.name in (Method.demix, Method.btx) else ", or plan.full_width=false"
-        )
         raise ConfigError(
             f"plan.full_width=true (method={config.method.name.value}) widens the layers of a "
-            f"size; use one (model=nano) instead of a checkpoint{advice}"
+            "size; use one (model=nano) instead of a checkpoint"
         )
     if plan.kind is PlanKind.forget:
         hidden = unlabelled_shares(config.partition.unlabelled, domains)
@@ -278,87 +251,74 @@ def _check_plan(config: RunConfig, domains: tuple[str, ...]) -> None:
         _check_some("plan=forget", "plan.forget", plan.forget, domains)
 
 
-def _check_frozen(config: RunConfig, resolved: RunConfig) -> None:
-    if (config.plan.core, config.plan.kind) == (Core.frozen, PlanKind.none):
+def _check_procedure(config: RunConfig, resolved: RunConfig, domains: tuple[str, ...]) -> None:
+    plan, procedure, method = resolved.plan, resolved.procedure, resolved.method.name
+    is_frozen, recovery = plan.core is Core.frozen, resolved.method.recovery
+    is_alternate = procedure.name is ProcedureKind.alternate
+    if config.plan.core is Core.frozen and config.plan.kind is PlanKind.none:
         raise ConfigError("plan.core=frozen trains blocks alone, and plan=none has none")
-    if resolved.plan.core is Core.trained:
-        return
-    for name, is_set in (
-        ("procedure=alternate", resolved.procedure.name is ProcedureKind.alternate),
-        ("method.recovery", resolved.method.recovery > 0),
-    ):
-        if is_set:
-            raise ConfigError(
-                f"{name} trains the whole model, and plan.core=frozen blocks alone; leave out one"
-            )
-
-
-def _check_branch(config: RunConfig) -> None:
-    method, plan, procedure = config.method, config.plan, config.procedure
-    for name, is_set, said in (
-        (
-            f"method={method.name.value}",
-            method.name not in (Method.routed, Method.btx, Method.flexolmo),
-            "says what trains too; use method=routed, btx or flexolmo",
-        ),
-        ("plan=lattice", plan.kind is PlanKind.lattice, "has blocks of several domains"),
-        ("plan.core=frozen", plan.core is Core.frozen, "is what the procedure does; leave it out"),
-        (f"method.recovery={method.recovery}", method.recovery > 0, "trains the core; set it to 0"),
-        (
-            "procedure.copies=true",
-            procedure.copies and not (procedure.trunk and plan.kind is PlanKind.peers),
-            "needs plan=peers and procedure.trunk above 0",
-        ),
-    ):
-        if is_set:
-            raise ConfigError(f"{name} does not work with procedure=branch: it {said}")
+    if procedure.name is ProcedureKind.branch:
+        is_other = method not in (Method.routed, Method.btx, Method.flexolmo)
+        can_copy = procedure.trunk > 0 and plan.kind is PlanKind.peers
+        cannot_copy = procedure.copies and not can_copy
+        rows: list[tuple[str, Any, str]] = [
+            (f"method={method.value}", is_other, "use method=routed, btx or flexolmo"),
+            ("plan=lattice", plan.kind is PlanKind.lattice, "it has blocks of several domains"),
+            ("plan.core=frozen", is_frozen, "the procedure freezes the core; leave it out"),
+            (f"method.recovery={recovery}", recovery > 0, "it trains the core; set it to 0"),
+            ("procedure.copies=true", cannot_copy, "use plan=peers and procedure.trunk above 0"),
+        ]
+        _refuse("procedure=branch", rows)
+    elif config.procedure.name is not procedure.name and config.method.name is Method.routed:
+        name = config.procedure.name.value
+        raise ConfigError(f"procedure={name} needs blocks beside the core; plan=none has none")
+    elif is_frozen:
+        why = "procedure=alternate trains the whole model; leave out one"
+        rows = [("procedure=alternate", is_alternate, why)]
+        rows += [(f"method.recovery={recovery}", recovery > 0, "it trains the whole model")]
+        _refuse("plan.core=frozen", rows)
+    if is_alternate:
+        _check_alternate(resolved, domains)
 
 
 def _check_alternate(config: RunConfig, domains: tuple[str, ...]) -> None:
-    num_rounds = len(round_lengths(config.procedure.rounds))
-    depths = [num_rounds - len(domain.split("/")) for domain in domains]
-    children = config.procedure.children
-    if sum(children ** max(0, depth) for depth in depths) > MAX_LABELS:
+    method, plan, procedure = config.method, config.plan, config.procedure
+    num_rounds = len(round_lengths(procedure.rounds))
+    if len(domains) * procedure.children ** (num_rounds - 1) > MAX_LABELS:
         raise ConfigError(
-            f"{num_rounds} rounds with procedure.children={children} end with more than "
+            f"{num_rounds} rounds with procedure.children={procedure.children} end with more than "
             f"{MAX_LABELS} experts; use fewer procedure.rounds or procedure.children"
         )
-    if config.method.name is not Method.routed:
-        raise ConfigError(
-            f"procedure=alternate and method={config.method.name.value} both make a plan; use "
-            "method=routed"
-        )
-    if config.plan.kind in WITHOUT_TREE and num_rounds > 1:
-        raise ConfigError(
-            f"plan={config.plan.kind.value} has no tree to split further; use procedure.rounds=1, "
-            "or plan=peers"
-        )
-    for name, value in dataclasses.asdict(config.plan.adapters).items():
-        if value is True or isinstance(value, str):
-            raise ConfigError(
-                f"plan.adapters.{name}={value} adds what procedure=alternate cannot assign unit by "
-                "unit; leave it out, or use a number of units (plan.adapters.unembed=8)"
-            )
-    if config.route.token_bias is not None:
-        raise ConfigError(
-            f"route.token_bias={config.route.token_bias} does not work with procedure=alternate, "
-            "which changes the labels; set it to null"
-        )
+    inner = [d for d in domains if any(is_under(other, d) for other in domains if other != d)]
+    has_tree = plan.kind not in WITHOUT_TREE or num_rounds == 1
+    rows: list[tuple[str, Any, str]] = [
+        (f"method={method.name.value}", method.name is not Method.routed, "use method=routed"),
+        (f"plan={plan.kind.value}", not has_tree, "it has no tree to split; use plan=peers"),
+        (f"domain {', '.join(inner)}", inner, "it is a label and is divided; add a label below it"),
+    ]
+    for name, value in dataclasses.asdict(plan.adapters).items():
+        is_whole = value is True or isinstance(value, str)
+        rows.append((f"plan.adapters.{name}={value}", is_whole, "use a number of units"))
+    token_bias = config.route.token_bias
+    rows.append((f"route.token_bias={token_bias}", token_bias is not None, "set it to null"))
     # Labels that are hidden in one round would be visible in the next.
     for name, value in (
         ("partition.unlabelled", config.partition.unlabelled),
         ("partition.mislabelled", config.partition.mislabelled),
         ("data.spurious", config.data.spurious),
-        ("method.recovery", config.method.recovery),
+        ("method.recovery", method.recovery),
     ):
-        if any(value.values()) if isinstance(value, dict) else value:
-            raise ConfigError(f"{name}={value} does not work with procedure=alternate; set it to 0")
-    inner = [d for d in domains if any(is_under(other, d) for other in domains if other != d)]
-    if inner:
-        raise ConfigError(
-            f"procedure=alternate splits a domain into the domains below it, but {inner[0]} is "
-            "itself a label; give its documents a label below it"
-        )
+        is_set = any(value.values()) if isinstance(value, dict) else value
+        rows.append((f"{name}={value}", is_set, "set it to 0"))
+    _refuse("procedure=alternate", rows)
+
+
+def _refuse(by: str, rows: Sequence[tuple[str, Any, str]]) -> None:
+    """Raises ConfigError for the first setting that does not go with another; a row has the
+    setting, whether it is given, and advice."""
+    for name, is_given, advice in rows:
+        if is_given:
+            raise ConfigError(f"{name} does not work with {by}: {advice}")
 
 
 def _check_train(train: TrainConfig) -> None:

@@ -4,7 +4,6 @@ tasks."""
 import dataclasses
 import functools
 import platform
-import secrets
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from gr_sweep.branch import begins_silent, routing_of, silence_blocks
 from gr_sweep.config import Method, ModelConfig, PlanKind, Precision, RunConfig, num_micro_batches
@@ -95,6 +93,7 @@ def heldout_batches(
     config: RunConfig,
     data: TokenData,
     tokens: int | None,
+    *,
     device: torch.device,
     processes: Processes,
     text: Text = Text.plain,
@@ -141,22 +140,6 @@ def defer(config: RunConfig, data: TokenData) -> Deferred | None:
     return deferred_checkpoint(config.model.path)
 
 
-def check_deferred(config: RunConfig, processes: Processes, deferred: Deferred | None) -> None:
-    """Raises JobError in every process if only some have a model whose weights come later: they
-    would exchange different tensors, and wait for each other."""
-    are_whole = processes.gather(deferred is None)
-
-    def check() -> None:
-        if len({*are_whole}) > 1:
-            some = ", ".join(str(rank) for rank, is_whole in enumerate(are_whole) if is_whole)
-            raise JobError(
-                f"model.path={config.model.path} cannot be read in parts by process {some}, but by "
-                "the others; give all nodes the same files, and start the job again"
-            )
-
-    processes.together(check)
-
-
 def _model_config(config: RunConfig, data: TokenData) -> "LlamaConfig":
     found = named_config(config, vocab_size=data.vocab_size, eot_id=data.eot_id)
     found.bos_token_id = data.begin[-1]
@@ -198,23 +181,6 @@ def make_routed(
     if begins_silent(config):
         silence_blocks(routed)
     return routed
-
-
-def fill(
-    config: RunConfig,
-    routed: RoutedModel,
-    deferred: Deferred,
-    root: nn.Module,
-    device: torch.device,
-) -> None:
-    """Gives a routed model its weights, after it was sharded with the module `root` around it.
-
-    Raises:
-        PlanError: a checkpoint can no longer be read, or has a number that is not finite.
-    """
-    deferred.fill(routed, root, device)
-    if begins_silent(config):
-        silence_blocks(routed)
 
 
 def token_cuts(
@@ -321,19 +287,17 @@ def save_model_files(folder: Path, model: "PreTrainedModel", tokenizer_dir: Path
     tokenizer. An existing `model/` belongs to this job and is kept."""
     if (folder / MODEL).exists():
         return
-    beside = folder / f".{MODEL}.{secrets.token_hex(4)}.tmp"
-    try:
-        shutil.copytree(tokenizer_dir, beside)
-        config: Any = model.config
-        config.save_pretrained(beside)
-        if model.can_generate():
-            generation: Any = model.generation_config
-            # `save_pretrained` refuses what some published models have.
-            generation.to_json_file(beside / "generation_config.json")
-        sync_folder(beside)
-        beside.replace(folder / MODEL)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    beside = folder / f".{MODEL}.tmp"
+    shutil.rmtree(beside, ignore_errors=True)  # of an attempt that was killed
+    shutil.copytree(tokenizer_dir, beside)
+    config: Any = model.config
+    config.save_pretrained(beside)
+    if model.can_generate():
+        generation: Any = model.generation_config
+        # `save_pretrained` refuses what some published models have.
+        generation.to_json_file(beside / "generation_config.json")
+    sync_folder(beside)
+    beside.replace(folder / MODEL)
 
 
 def make_recovery(
@@ -361,18 +325,15 @@ def make_recovery(
         num_steps,
         lr=config.train.lr,
         seed=config.seed,
-        micro_batch_sequences=_micro_batch_sequences(config),
+        micro_batch_sequences=config.train.micro_batch_sequences or config.train.batch_sequences,
     )
 
 
 def training_text(config: RunConfig, data: TokenData, weights: Mapping[str, float]) -> TrainingText:
     """Training text for what comes after training; `weights` are those of its domains."""
-    length, seed = config.train.sequence_length, config.seed
-    return TrainingText(data.train, length, _micro_batch_sequences(config), seed, weights)
-
-
-def _micro_batch_sequences(config: RunConfig) -> int:
-    return config.train.micro_batch_sequences or config.train.batch_sequences
+    train = config.train
+    rows = train.micro_batch_sequences or train.batch_sequences
+    return TrainingText(data.train, train.sequence_length, rows, config.seed, weights)
 
 
 def environment(device: torch.device, num_processes: int, precision: Precision) -> dict[str, Any]:

@@ -31,8 +31,7 @@ class Edges(enum.Enum):
 
 class Method(enum.Enum):
     """What a run is compared as: a preset, conf/method/NAME.yaml, with a marker in
-    report/figures.py. Its `method.fixes` overrules what was typed; its other settings, in a file
-    with `# @package _global_`, are defaults."""
+    report/figures.py."""
 
     routed = "routed"
     random = "random"
@@ -71,9 +70,8 @@ class Baseline(enum.Enum):
 
 
 class ProcedureKind(enum.Enum):
-    """How a run gets its plan and trains. Each kind is in conf/procedure/NAME.yaml, planning.py,
-    `resolve.resolve`, `checks.validate`, cli/check_fit.py, launch/estimate.py and `Job.train`,
-    which calls a module of its own such as alternate.py (in ORDER of tests/test_imports.py)."""
+    """How a run gets its plan and trains. Each kind is in conf/procedure/, planning.py, resolve.py,
+    checks.py, cli/check_fit.py, launch/estimate.py and `Job.train`."""
 
     fixed = "fixed"
     alternate = "alternate"
@@ -92,9 +90,8 @@ class Attribution(enum.Enum):
 
 
 class DataKind(enum.Enum):
-    """Where text comes from. Each kind is in conf/data/NAME.yaml, `_SOURCES` of data/sources.py,
-    `_CHECKS` of checks.py, `_resolve_data` of resolve.py, and `_PLACES` of report/sweep.py. New
-    settings may also be in `_DICTIONARIES` of fingerprint.py and `_PATHS` of cli/overrides.py."""
+    """Where text comes from. Each kind is in conf/data/, data/sources.py, checks.py, resolve.py,
+    report/sweep.py, fingerprint.py and cli/overrides.py."""
 
     synthetic = "synthetic"
     local = "local"
@@ -183,8 +180,7 @@ class PartitionConfig:
 @dataclass(kw_only=True, slots=True)
 class AdaptersConfig:
     """Units that each block gets in addition to those of the model: features of bottlenecks, whose
-    output is added to that of a part of the model (gr_sweep/model/adapters.py). 0: none. Their
-    matrices have the weight decay of all others."""
+    output is added to that of a part of the model. 0: none."""
 
     embed: Any = 0
     """Beside the embedding: a number of units, or full, an embedding of the block's own."""
@@ -230,8 +226,7 @@ class RouteConfig:
 
     foreign_dropout: float = share(0.75)
     """Share of a labelled domain's sequences, 0..1, for which each other domain is switched off.
-    Refused where the sequences of a few steps cannot reach it. Reason for the default:
-    docs/results.md, how well domains separate."""
+    Refused where the sequences of a few steps cannot reach it."""
     one_block: bool = False
     """Every labelled sequence has the blocks of one domain on, or none: its own; if its domain has
     none, those of the others in turn, and none in the share `foreign_dropout`."""
@@ -529,7 +524,7 @@ LARGEST = 1 << 53
 """Largest integer of a setting: a float64 holds every integer up to it exactly."""
 
 MAX_LABELS = 10_000
-"""Largest number of labels in the last round of `alternate`; no model has more units to give."""
+"""Of the last round of `alternate`; no model has more units to give."""
 
 
 def is_number(value: Any) -> bool:
@@ -576,7 +571,7 @@ def round_lengths(rounds: Any) -> list[float]:
     """
     is_count = type(rounds) is int and 0 < rounds <= MAX_LABELS
     lengths = [1] * rounds if is_count else rounds
-    is_list = isinstance(lengths, list) and len(lengths) > 0
+    is_list = isinstance(lengths, list) and lengths
     if not is_list or not all(is_number(length) and length > 0 for length in lengths):
         expected = f"a number of rounds up to {MAX_LABELS} (3), or their relative lengths ([2,1,1])"
         raise invalid("procedure.rounds", rounds, expected)

@@ -35,18 +35,17 @@ def check_domains(domains: Iterable[str]) -> tuple[str, ...]:
     Raises:
         ConfigError: the list is empty, or a label is not a valid name.
     """
-    domains = _listed(domains)
+    domains = tuple(domains)
     if not domains:
         raise ConfigError("no domains given; a partition needs one, for example [code, biology]")
     for domain in domains:
-        if len(domain) > MAX_LENGTH:
+        # YAML reads 007 as a number.
+        is_label = isinstance(domain, str) and _LABEL.fullmatch(domain)
+        if not is_label or len(domain) > MAX_LENGTH or domain in (UNLABELLED, "core"):
             raise ConfigError(
-                f"domain {domain[:20]}... has {len(domain)} characters; {MAX_LENGTH} are allowed"
-            )
-        if not _LABEL.fullmatch(domain) or domain in (UNLABELLED, "core"):
-            raise ConfigError(
-                f"invalid domain {domain!r}: expected letters, digits, _ and -, nested as in "
-                f"biology/virology; {UNLABELLED} and core are reserved"
+                f"invalid domain {domain!r}: expected up to {MAX_LENGTH} letters, digits, _ and -, "
+                "in quotes where YAML reads something else, nested as in biology/virology; "
+                f"{UNLABELLED} and core are reserved"
             )
         if domains.count(domain) > 1:
             raise ConfigError(f"domain {domain!r} is given twice")
@@ -68,21 +67,13 @@ def expand(nodes: Iterable[str], domains: Sequence[str]) -> tuple[str, ...]:
     """The labels at or below the given nodes of the tree, in the order of `domains`.
 
     Raises:
-        ConfigError: no label is at or below a node, or a string instead of a list.
+        ConfigError: no label is at or below a node.
     """
-    nodes = _listed(nodes)
+    nodes = tuple(nodes)
     for node in nodes:
         if not any(is_under(domain, node) for domain in domains):
             raise ConfigError(f"unknown domain {node!r}; the domains are {', '.join(domains)}")
     return tuple(domain for domain in domains if any(is_under(domain, node) for node in nodes))
-
-
-def _listed(names: Iterable[str]) -> tuple[str, ...]:
-    """The names; ConfigError for a single string, which would be a list of letters."""
-    listed = names if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
-    if not isinstance(listed, tuple) or not all(isinstance(name, str) for name in listed):
-        raise ConfigError(f"expected a list of domains, such as ['biology'], got {listed!r}")
-    return listed
 
 
 def deepest_first(domains: Sequence[str]) -> list[str]:

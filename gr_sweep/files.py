@@ -1,17 +1,14 @@
-"""Files that appear whole, locks, digests of content, and the error for a full disk.
+"""Files that appear whole, digests of content, and the error for a full disk.
 
 Standard library alone.
 """
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import re
 import secrets
-import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,10 +16,8 @@ from typing import BinaryIO
 
 from gr_sweep.errors import GrSweepError, JobError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
-_RETRY_S = 0.05
 PIECE_BYTES = 64 << 20
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextlib.contextmanager
@@ -65,79 +60,27 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-@contextlib.contextmanager
-def lock_file(path: Path, *, timeout_s: float = 0.0) -> Iterator[bool]:
-    """Locks a file, made if it is missing; yields whether this process has the lock.
-
-    The lock ends with the block, or with the process, however that ends. On a file system without
-    locks every process has it. `timeout_s`: how long to wait for another process.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    begun = time.monotonic()
-    try:
-        while (has_lock := _try_lock(descriptor, fcntl.LOCK_EX)) is False:
-            if time.monotonic() - begun >= timeout_s:
-                break
-            time.sleep(_RETRY_S)
-        yield has_lock is not False
-    finally:
-        os.close(descriptor)
-
-
-def is_locked(path: Path) -> bool | None:
-    """Whether a process that this machine sees has locked the file; None if unknown."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        has_lock = _try_lock(descriptor, fcntl.LOCK_SH)  # shared: two may ask at once
-    finally:
-        os.close(descriptor)
-    return None if has_lock is None else not has_lock
-
-
-def _try_lock(descriptor: int, kind: int) -> bool | None:
-    """Whether the lock could be taken; None on a file system without locks."""
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            return None
-        raise
-    return True
-
-
 def is_full(error: BaseException) -> bool:
     """Whether something was not written because a disk, a quota or a limit for files is full."""
+    return _full_number(error) is not None
+
+
+def _full_number(error: BaseException | None) -> int | None:
     if isinstance(error, GrSweepError):
-        return error.__cause__ is not None and is_full(error.__cause__)
-    return _number(error) in _FULL
-
-
-def _number(error: BaseException) -> int | None:
-    """The error's number; libraries in Rust, and shutil for a whole folder, give it in words."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno
+        return _full_number(error.__cause__)
+    # Libraries in Rust, and shutil for a whole folder, give the number in words.
     said = map(int, re.findall(r"(?:os error|\[Errno) (\d+)", str(error)))
-    return next((number for number in said if number in _FULL), None)
+    return next((n for n in (getattr(error, "errno", None), *said) if n in _FULL), None)
 
 
 def full_disk(path: Path, error: BaseException, instead: str = "") -> JobError:
     """The error where a file or a folder does not fit on the disk, from one for which `is_full`
     holds; `instead` is what the user can do instead of freeing space."""
-    number = _number(error) or errno.ENOSPC
-    place = path
-    while not place.is_dir():
-        place = place.parent
-    free = f"{shutil.disk_usage(place).free / 2**30:.2f} GiB free on the disk"
+    why = os.strerror(_full_number(error) or errno.ENOSPC)
     instead = f", or {instead}," if instead else ""
-    more = "raise the limit (ulimit -f)" if number == errno.EFBIG else "free some space"
     return JobError(
-        f"{path} cannot be written: {os.strerror(number)} ({free}); {more}{instead} and start the "
-        "same command again"
+        f"{path} cannot be written: {why}; free some space{instead} and start the same command "
+        "again"
     )
 
 

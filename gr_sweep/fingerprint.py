@@ -1,9 +1,11 @@
-"""Which settings make two jobs equal, and a digest of them."""
+"""Which job it is: the settings, the text and the code that can change its numbers."""
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,28 @@ NO_EFFECT_ON_RESULT = (
 
 _DICTIONARIES = ("paths", "sources", "weights")
 """Of the data."""
+_NO_PART_IN_NUMBERS = ("bench", "cli", "export", "launch", "report", "tracking")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What decides a job's numbers: jobs of equal fingerprints have equal results.
+
+    The folder of the results does not count; a path that names text (`data.root`) does.
+    """
+
+    fingerprints: dict[str, str]
+    """Of the settings ("config"), the documents and the tokenizer ("text"), and the source files
+    ("code")."""
+    settings: dict[str, Any]
+    """So that a message can name those that differ."""
+
+
+def identity_of(config: RunConfig, text: str) -> Identity:
+    """Identity of the job that this code runs with a resolved config on the text, of which `text`
+    is the fingerprint."""
+    fingerprints = {"config": fingerprint(config), "text": text, "code": code_fingerprint()}
+    return Identity(fingerprints, fingerprinted_settings(config))
 
 
 def is_below(key: str, names: Sequence[str]) -> bool:
@@ -59,3 +83,15 @@ def fingerprinted_settings(config: RunConfig) -> dict[str, Any]:
         if isinstance(value := plain[group][name], dict):
             plain[group][name] = dict(sorted(value.items()))
     return plain
+
+
+@functools.cache
+def code_fingerprint() -> str:
+    """64 hexadecimal digits of the source files that can change a job's numbers."""
+    package, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package)
+        if name.parts[0] not in _NO_PART_IN_NUMBERS:
+            digest.update(f"{name.as_posix()} {path.stat().st_size}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -14,18 +14,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from gr_sweep import jobdir
-from gr_sweep.branch import begun_phases, enter
+from gr_sweep.branch import begins_silent, begun_phases, enter, silence_blocks
 from gr_sweep.components import (
-    check_deferred,
     check_model,
     check_processes,
     defer,
     environment,
-    fill,
     heldout_batches,
     heldout_read,
     make_batches,
@@ -41,11 +38,11 @@ from gr_sweep.config import ProcedureKind, Resume, RunConfig, num_steps, to_plai
 from gr_sweep.data.batches import Batches
 from gr_sweep.data.markers import swapped_markers
 from gr_sweep.data.prepare import check_held_out, prepare_data, text_fingerprint
-from gr_sweep.eval.loss import HeldoutBatches
+from gr_sweep.errors import DataError
 from gr_sweep.eval.removal import removal_losses
 from gr_sweep.eval.robustness import robustness_losses
 from gr_sweep.files import content_digest, write_whole
-from gr_sweep.joblock import JobLock, lock_job_dir
+from gr_sweep.fingerprint import Identity, identity_of
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.compare import summarize_losses
 from gr_sweep.metrics.losses import DocumentLoss, RelearnLoss, Text, write_losses
@@ -80,7 +77,7 @@ def run_job(
     is_baseline: bool = False,
 ) -> None:
     """Runs a job to its end, or resumes it; returns at once if its folder has a summary of equal
-    identity (`jobdir.Identity`).
+    identity (`fingerprint.Identity`).
 
     Where the folder holds another job, `resume=force` trains on from its checkpoints, and the
     summary lists what differs. For `resume=fresh` the command line has moved the folder away.
@@ -88,8 +85,7 @@ def run_job(
     Args:
         config: validated and resolved.
         sweep: name of the sweep, the W&B group.
-        overrides: what was typed for this job.
-        command: a command line that runs this job.
+        overrides: what was typed for this job, and `command` a command line that runs it.
         is_baseline: whether the results of a job of equal identity may be copied from a sweep next
             to this one.
 
@@ -103,38 +99,68 @@ def run_job(
         text = processes.main_first(
             lambda: text_fingerprint(config.data, config.partition, config.model)
         )
-        locks: list[JobLock] = []
 
-        def lock() -> bool:
-            """Locks the folder, on rank 0 for all processes; false if the job is done."""
-            identity = jobdir.identity_of(config, text)
+        def begin() -> tuple[Identity, jobdir.Record] | None:
+            """Locks the folder, on rank 0 for all processes; None if the job is done."""
+            identity = identity_of(config, text)
             if jobdir.is_done(folder, identity):
-                return False
+                return None
             changes = jobdir.differences(folder, identity)
             if changes and config.resume is not Resume.force:
                 raise jobdir.different_job(folder, changes)
-            locks.append(stack.enter_context(lock_job_dir(folder, title)))
-            return not jobdir.is_done(folder, identity)  # another process may just have finished it
+            record = stack.enter_context(jobdir.lock_job_dir(folder, title))
+            if jobdir.is_done(folder, identity):  # another process may just have finished it
+                return None
+            jobdir.begin_job(folder, record, identity, num_steps(config.train))
+            return identity, record
 
-        if not processes.from_main(lock):
+        if (begun := processes.from_main(begin)) is None:
             return
+        identity, record = begun
         check_processes(config, processes.rank, processes.world_size)
         stack.enter_context(report_full_disk(folder))
         stack.enter_context(report_out_of_memory())
         device = stack.enter_context(processes.joined(config.train.device))
-        job = Job(config, folder, processes, device, signals)
-        job.prepare()
         if is_baseline and processes.from_main(
-            lambda: jobdir.copy_results(folder, job.identity, {"sweep": sweep, "title": title})
+            lambda: _copy_results(folder, identity, {"sweep": sweep, "title": title})
         ):
             return
-        job.begin(locks)
+        job = Job(config, folder, processes, device, signals, identity, record)
+        job.prepare()
         job.build(sweep, title)
         with job.tracker:
             job.train()
             job.evaluate()
             names = {"sweep": sweep, "title": title, "command": command, "overrides": overrides}
             job.summarise(names)
+
+
+def _copy_results(folder: Path, identity: Identity, names: Mapping[str, str]) -> bool:
+    """Copies the results of a finished job of equal identity from another sweep next to this one;
+    returns whether there is such a job. `names` replace fields of its summary."""
+    # By default the folder of a job ends in these digits.
+    digits = identity.fingerprints["config"][:8]
+    for path in sorted(folder.parent.parent.glob(f"*/*-{digits}/{jobdir.SUMMARY}")):
+        source = path.parent
+        summary = jobdir.read_finished(source) or {}
+        # A job with changes has trained some steps with another identity.
+        if summary.get("fingerprints") != identity.fingerprints or summary.get("changes"):
+            continue
+        try:
+            jobdir.check_files(source, summary.get("files", {}))
+        except (OSError, DataError):
+            continue
+        for name in (jobdir.METRICS, *jobdir.RESULTS):
+            if (source / name).exists():
+                write_whole(folder / name, (source / name).read_text(encoding="utf-8"))
+            else:
+                (folder / name).unlink(missing_ok=True)
+        origin = f"{source.parent.name}/{source.name}"
+        summary |= {"job": folder.name, **names, "taken_from": origin}
+        jobdir.write_summary(folder / jobdir.SUMMARY, summary)
+        logger.info("%s has finished the same job: its results are copied", origin)
+        return True
+    return False
 
 
 @dataclass
@@ -149,6 +175,9 @@ class Job:
     processes: Processes
     device: torch.device
     signals: StopSignals
+    identity: Identity
+    record: jobdir.Record
+    """What the job's checkpoints began with, and what has changed since."""
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def prepare(self) -> None:
@@ -161,24 +190,13 @@ class Job:
             lambda: prepare_data(config.data, config.partition, config.model)
         )
         check_held_out(self.data, config.eval.min_documents, config.data.kind)
-        # Of the text that was read: files may have changed since the folder was locked.
-        self.identity = jobdir.identity_of(config, self.data.fingerprint)
-
-    def begin(self, locks: list[JobLock]) -> None:
-        """Records what the job runs with; rank 0 has the lock."""
-
-        def record() -> tuple[str, list[str]]:
-            [lock] = locks
-            force = self.config.resume is Resume.force
-            record = lock.begin(self.identity, num_steps(self.config.train), force=force)
-            began_with = record.fingerprints
-            return f"{began_with['config']}:{began_with['text']}", record.changes
-
-        fingerprint, self.changes = self.processes.from_main(record)
+        if self.data.fingerprint != self.identity.fingerprints["text"]:
+            raise DataError("the text has changed while the job began; start it again")
+        began_with = self.record.fingerprints
         self.checkpoints = Checkpoints(
             self.folder / jobdir.CHECKPOINTS,
-            keep=self.config.train.keep_checkpoints,
-            fingerprint=fingerprint,
+            keep=config.train.keep_checkpoints,
+            fingerprint=f"{began_with['config']}:{began_with['text']}",
             processes=self.processes,
         )
 
@@ -189,12 +207,11 @@ class Job:
         # A checkpoint may have to be downloaded.
         share = processes.together if config.model.path is None else processes.main_first
 
-        def make() -> tuple[Batches, RoutedModel, Deferred | None]:
+        def make_parts() -> tuple[Batches, RoutedModel, Deferred | None]:
             deferred = defer(config, data) if processes.are_several else None
             return make_batches(config, data), make_routed(config, data, deferred), deferred
 
-        self.batches, self.routed, deferred = share(make)
-        check_deferred(config, processes, deferred)
+        self.batches, self.routed, deferred = share(make_parts)
         self.trunk_flops = 0.0 if makes_plan_in_training(config) else self._train_flops()
         self.token_losses = TokenLosses(self.routed)
         model = self.routed.model
@@ -204,14 +221,18 @@ class Job:
         if processes.are_several:
             shard(self.token_losses, config.train, self.device)
             if deferred is not None:
-                routed, root = self.routed, self.token_losses
-                processes.together(lambda: fill(config, routed, deferred, root, self.device))
+                to = (self.routed, self.token_losses, self.device)
+                processes.together(lambda: deferred.fill(*to))
+                if begins_silent(config):
+                    silence_blocks(self.routed)
         else:
             model.to(self.device)
-        vocab_size = data.vocab_size
-        self.routed.token_cuts = token_cuts(config, self.batches, vocab_size, self.device)
-        self.held_out = self._heldout(config.eval.tokens)
-        self.curve = self._heldout(min(config.eval.curve_tokens, config.eval.tokens))
+        self.routed.token_cuts = token_cuts(config, self.batches, data.vocab_size, self.device)
+        self.read = functools.partial(
+            heldout_batches, config, data, device=self.device, processes=processes
+        )
+        self.held_out = self.read(config.eval.tokens)
+        self.curve = self.read(min(config.eval.curve_tokens, config.eval.tokens))
         self.sampler = None
         if config.eval.samples:
             self.sampler = make_sampler(config, data, self.routed, self.token_losses)
@@ -222,7 +243,15 @@ class Job:
             save_model_files(self.folder, model, data.tokenizer_dir)
             if not makes_plan_in_training(config):
                 write_whole(self.folder / jobdir.PLAN, self.routed.plan.to_json() + "\n")
-        self.tracker = processes.together(lambda: self._make_tracker(sweep, title))
+        make = functools.partial(
+            make_tracker,
+            config.tracking,
+            folder=self.folder,
+            job=title or self.folder.name,
+            sweep=sweep,
+            run_config=to_plain(config),
+        )
+        self.tracker = processes.together(make if processes.is_main else Tracker)
 
     def train(self) -> None:
         """Trains to the end, from the newest checkpoint if there is one."""
@@ -261,7 +290,19 @@ class Job:
             case ProcedureKind.fixed:
                 trainer.run(self.batches)
             case ProcedureKind.alternate:
-                self._train_alternate(trainer)
+                # Imports scipy, which takes a second: most jobs have no rounds.
+                from gr_sweep.alternate import Rounds
+
+                self.last = Rounds(
+                    config=config,
+                    data=heldout_read(config, self.data),
+                    routed=self.routed,
+                    token_losses=self.token_losses,
+                    trainer=trainer,
+                    folder=self.folder,
+                    device=self.device,
+                ).run()
+                self.batches, self.held_out = self.last.batches, self.last.held_out
             case ProcedureKind.branch:
                 for phase in begun_phases(config, self.routed, trainer):
                     self.batches = make_batches(config, self.data, phase=phase)
@@ -273,15 +314,10 @@ class Job:
         """Reads held-out text in every view, with markers and after attacks; writes samples."""
         config, begin = self.config, time.perf_counter()
         recover = make_recovery(
-            config,
-            self.routed,
-            self.token_losses,
-            self.batches,
-            num_steps=self.recovery_steps,
+            config, self.routed, self.token_losses, self.batches, num_steps=self.recovery_steps
         )
-        read = functools.partial(removal_losses, self.routed, self.token_losses)
-        data, parts = self.data, None
-        weights: Mapping[str, float] = config.data.weights
+        losses = functools.partial(removal_losses, self.routed, self.token_losses)
+        data, weights, parts = self.data, config.data.weights, None
         if self.last is not None:
             data, weights, parts = self.last.data, self.last.weights, self.last.nodes
         with precision_context(self.device, config.train.precision):
@@ -289,12 +325,12 @@ class Job:
                 rows = self.last.rows
             else:
                 # Without rows of the full model if the job was stopped after its last step.
-                rows = read(self.held_out, self.full_rows or None, recover)
+                rows = losses(self.held_out, self.full_rows or None, recover)
             if markers := self.data.markers:
                 swapped = swapped_markers(markers)
                 for text, of_domain in ((Text.marked, markers), (Text.swapped, swapped)):
-                    marked = self._heldout(config.eval.tokens, text, of_domain)
-                    rows += read(marked, None, recover)
+                    marked = self.read(config.eval.tokens, text=text, markers=of_domain)
+                    rows += losses(marked, None, recover)
             more_rows, relearned = robustness_losses(
                 self.routed,
                 self.token_losses,
@@ -344,7 +380,7 @@ class Job:
             "config": to_plain(self.config),
             "fingerprints": self.identity.fingerprints,
             # Not empty if resume=force went on from a job of another identity.
-            "changes": self.changes,
+            "changes": self.record.changes,
             "files": {
                 name: content_digest(self.folder / name)
                 for name in jobdir.RESULTS
@@ -363,42 +399,6 @@ class Job:
         jobdir.write_summary(self.folder / jobdir.SUMMARY, summary)
 
     # Parts of the phases
-
-    def _heldout(
-        self,
-        tokens: int,
-        text: Text = Text.plain,
-        markers: Mapping[str, np.ndarray] | None = None,
-    ) -> HeldoutBatches:
-        return heldout_batches(
-            self.config, self.data, tokens, self.device, self.processes, text, markers
-        )
-
-    def _make_tracker(self, sweep: str, title: str) -> Tracker:
-        if not self.processes.is_main:
-            return Tracker()
-        return make_tracker(
-            self.config.tracking,
-            folder=self.folder,
-            job=title or self.folder.name,
-            sweep=sweep,
-            run_config=to_plain(self.config),
-        )
-
-    def _train_alternate(self, trainer: Trainer) -> None:
-        # Imports scipy, which takes a second: most jobs have no rounds.
-        from gr_sweep.alternate import Rounds
-
-        self.last = Rounds(
-            config=self.config,
-            data=heldout_read(self.config, self.data),
-            routed=self.routed,
-            token_losses=self.token_losses,
-            trainer=trainer,
-            folder=self.folder,
-            device=self.device,
-        ).run()
-        self.batches, self.held_out = self.last.batches, self.last.held_out
 
     def _evaluate_curve(self, is_last: bool) -> dict[str, float]:
         """Losses of the documents of the curve; at the end picked from those of all documents,

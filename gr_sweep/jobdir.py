@@ -1,31 +1,33 @@
-"""A job's folder, as it is read: its file names, its state, its summary, and which job is in it.
+"""A job's folder: its file names, its lock, its state, its summary, and which job is in it.
 
 `job.json` records the job's state, for later starts and for `gr-sweep status`; `summary.json` holds
-the results of a finished job, under a checksum; an `Identity` says which job they are the results
-of. `joblock` locks a folder and changes its state. No torch.
+the results of a finished job, under a checksum. The lock is a file with a heartbeat, which other
+machines see too. No torch.
 """
 
 import contextlib
 import dataclasses
 import enum
-import functools
 import hashlib
+import itertools
 import json
 import logging
 import os
 import re
 import socket
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gr_sweep.config import RunConfig
-from gr_sweep.errors import DataError, JobError
-from gr_sweep.files import content_digest, is_locked, write_whole
-from gr_sweep.fingerprint import NO_EFFECT_ON_RESULT, fingerprint, fingerprinted_settings, is_below
+from filelock import SoftFileLease, Timeout
+
+from gr_sweep.errors import DataError, GrSweepError, JobError, JobLockedError
+from gr_sweep.files import content_digest, write_whole
+from gr_sweep.fingerprint import NO_EFFECT_ON_RESULT, Identity, is_below
 
 logger = logging.getLogger(__name__)
 
@@ -49,151 +51,13 @@ ROUND = "round.json"
 """In a round's folder: its metrics; written when the round has been evaluated."""
 REPLACED = ".replaced"
 """Folder beside a job's, with what `resume=fresh` has replaced."""
-LOCK = ".lock"
+LOCK = ".lease"
 
 SILENT_S = 60.0
-"""A job of another machine without a heartbeat for this long has ended."""
+"""A process whose lock has had no heartbeat for this long has ended."""
+_PROBE_S = 1.0
+"""Longer than a process holds the lock that does not run the job."""
 _CHECKPOINT = re.compile(r"step_(\d{8})")
-_NO_PART_IN_NUMBERS = ("bench", "cli", "export", "launch", "report", "tracking")
-
-
-# Identity
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What decides a job's numbers: jobs of equal identity have equal results.
-
-    The folder of the results does not count; a path that names text (`data.root`) does.
-    """
-
-    config: str
-    """Fingerprint of the settings that can change a number."""
-    text: str
-    """Fingerprint of the documents, their domains, and the tokenizer."""
-    code: str
-    """Fingerprint of the source files that can change a number."""
-    settings: dict[str, Any] = field(compare=False, repr=False)
-    """The settings behind `config`, so that a message can name those that differ."""
-
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """As a record and a summary hold them."""
-        return {"config": self.config, "text": self.text, "code": self.code}
-
-
-def identity_of(config: RunConfig, text: str) -> Identity:
-    """Identity of the job that this code runs with the config on the text."""
-    return Identity(fingerprint(config), text, code_fingerprint(), fingerprinted_settings(config))
-
-
-@functools.cache
-def code_fingerprint() -> str:
-    """64 hexadecimal digits of the source files that can change a job's numbers."""
-    package, digest = Path(__file__).parent, hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        name = path.relative_to(package)
-        if name.parts[0] not in _NO_PART_IN_NUMBERS:
-            digest.update(f"{name.as_posix()} {path.stat().st_size}\n".encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def is_done(folder: Path, identity: Identity) -> bool:
-    """Whether the folder holds the finished job of this identity."""
-    summary = read_finished(folder)
-    return summary is not None and summary.get("fingerprints") == identity.fingerprints
-
-
-def differences(folder: Path, identity: Identity) -> list[str]:
-    """What differs between the job in the folder, finished or not, and the identity: a line each
-    for settings, text and code. Empty without a summary and a checkpoint.
-
-    Raises:
-        JobError: the folder holds files, but not those of a job.
-    """
-    if folder.is_dir() and not is_job(folder):
-        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-        if names:
-            raise JobError(
-                f"{folder} holds {_few(names)} and is not the folder of a job; use another folder"
-            )
-    record = read_record(folder)
-    if (summary := read_finished(folder)) is not None:
-        found, settings = summary.get("fingerprints", {}), flatten(summary.get("config", {}))
-    elif newest_step(folder) is not None:
-        found, settings = record.fingerprints, flatten(record.settings)
-    else:
-        return []
-    if not found.keys() >= identity.fingerprints.keys():
-        said = "an older gr-sweep ran it, and did not record all that it depends on"
-        return [f"version ({said}; or its {RECORD} is damaged)"]
-    lines = []
-    if found["config"] != identity.config:
-        new = flatten(identity.settings)
-        changes = [
-            f"{key} was {settings.get(key)!r}, now {new.get(key)!r}"
-            for key in sorted({*settings, *new})
-            if settings.get(key) != new.get(key) and not is_below(key, NO_EFFECT_ON_RESULT)
-        ]
-        lines.append(f"settings ({_few(changes or ['the content of a file in eval.tasks'])})")
-    if found["text"] != identity.text:
-        lines.append("text (the documents or the tokenizer have changed)")
-    if found["code"] != identity.code:
-        lines.append("code (gr-sweep itself has changed)")
-    return lines
-
-
-def different_job(folder: Path, changes: list[str]) -> JobError:
-    """The error where a folder holds another job; `changes` as from `differences`."""
-    return JobError(
-        f"{folder} holds a job with different {'; '.join(changes)}. Use another folder, go on from "
-        f"that job with resume=force, or begin again with resume=fresh, which moves it to "
-        f"{folder.parent / REPLACED}"
-    )
-
-
-def copy_results(folder: Path, identity: Identity, names: Mapping[str, str]) -> bool:
-    """Copies the results of a finished job of equal identity from another sweep next to this one;
-    returns whether there is such a job. `names` replace fields of its summary."""
-    # By default the folder of a job ends in these digits.
-    for path in sorted(folder.parent.parent.glob(f"*/*-{identity.config[:8]}/{SUMMARY}")):
-        source = path.parent
-        summary = read_finished(source) or {}
-        # A job with changes has trained some steps with another identity.
-        if summary.get("fingerprints") != identity.fingerprints or summary.get("changes"):
-            continue
-        try:
-            check_files(source, summary.get("files", {}))
-        except (OSError, DataError):
-            continue
-        for name in (METRICS, *RESULTS):
-            if (source / name).exists():
-                write_whole(folder / name, (source / name).read_text(encoding="utf-8"))
-            else:
-                (folder / name).unlink(missing_ok=True)
-        origin = f"{source.parent.name}/{source.name}"
-        summary |= {"job": folder.name, **names, "taken_from": origin}
-        write_summary(folder / SUMMARY, summary)
-        logger.info("%s has finished the same job: its results are copied", origin)
-        return True
-    return False
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The settings of a config by dotted names; an empty mapping is "{}"."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, dict):  # a report has thousands: Mapping would be three times as slow
-            flat |= flatten(value, f"{prefix}{name}.") or {f"{prefix}{name}": "{}"}
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def _few(names: list[str], most: int = 3) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 # State
@@ -255,12 +119,10 @@ class Record:
     changes: list[str] = field(default_factory=list)
     """What `resume=force` has changed since, as from `differences`."""
 
-    def write(self, folder: Path, *, is_new_state: bool = True) -> None:
+    def write(self, folder: Path) -> None:
         """Writes it as the folder's record, whole."""
-        if is_new_state:
-            self.since = datetime.now(UTC).isoformat(timespec="seconds")
-        content = dataclasses.asdict(self) | {"state": self.state.value}
-        write_whole(folder / RECORD, json.dumps(content, indent=1) + "\n")
+        self.since = datetime.now(UTC).isoformat(timespec="seconds")
+        write_whole(folder / RECORD, _json(dataclasses.asdict(self) | {"state": self.state.value}))
 
 
 def is_job(folder: Path) -> bool:
@@ -270,31 +132,25 @@ def is_job(folder: Path) -> bool:
 
 def job_folders(folder: Path) -> list[Path]:
     """The jobs in the folder of a sweep, by name, or the folder itself if it is a job; resolved.
-
-    Raises:
-        JobError: there is none, or no such folder.
-    """
+    Raises JobError if there is none, or no such folder."""
     if is_job(folder):
         return [folder.resolve()]
     if not os.path.isdir(folder):
         raise JobError(f"{folder} is not a folder; give that of a sweep or of a job")
     found = [entry for entry in sorted(folder.resolve().iterdir()) if is_job(entry)]
     if not found:
-        names = f"{RECORD}, {SUMMARY}, {METRICS} or .hydra"
-        raise JobError(f"{folder} holds no job: neither it nor a folder in it has a {names}")
+        raise JobError(f"{folder} holds no job, with a {RECORD} or {SUMMARY}")
     return found
 
 
 def read_record(folder: Path) -> Record:
     """The folder's record; that of a waiting job if there is none or it is damaged."""
     try:
-        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        holder = content.pop("holder")
-        known = content.keys() & {item.name for item in dataclasses.fields(Record)}
-        given = {name: content[name] for name in known}
-        record = Record(**given | {"state": State(content["state"])})
+        record = Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+        record.state = State(record.state)
+        holder: Any = record.holder
         record.holder = None if holder is None else Holder(**holder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError):
         return Record(State.waiting)
     return record
 
@@ -302,29 +158,146 @@ def read_record(folder: Path) -> Record:
 def standing(folder: Path) -> Record:
     """The folder's record, with the state that all files say and no time where that is another."""
     record = read_record(folder)
-    state = record.state
     if read_finished(folder) is not None:
         state = State.done
-    elif state is State.done:  # somebody removed the summary
+    elif record.state is State.done:  # somebody removed the summary
         state = State.waiting
-    elif state is State.running and not _is_alive(folder, record.holder):
+    elif record.state is State.running and not _is_alive(folder, record.holder):
         state = State.stopped
-    if state is not record.state:
-        record.state, record.since = state, ""
-    return record
+    else:
+        return record
+    since = record.since if state is record.state else ""
+    return dataclasses.replace(record, state=state, since=since)
 
 
 def _is_alive(folder: Path, holder: Holder | None) -> bool:
-    """Whether the process still runs, as far as the lock or the heartbeat says."""
-    if holder is not None and holder.host == socket.gethostname():
-        found = is_locked(folder / LOCK)
-        if found is not None:
-            return found
-    # Whether another machine's lock is visible here depends on the file system. A clock that was
-    # set back leaves heartbeats in the future.
+    """Whether the process still runs, as far as its lock says."""
+    is_here = holder is not None and holder.host == socket.gethostname()
+    if holder is not None and is_here and not os.path.exists(f"/proc/{holder.pid}"):
+        return False
     with contextlib.suppress(OSError):
-        return abs(time.time() - (folder / RECORD).stat().st_mtime) < SILENT_S
+        return time.time() - (folder / LOCK).stat().st_mtime < SILENT_S
     return False
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, *, waits: bool = False) -> Iterator[None]:
+    """Raises JobLockedError if another process works in the folder; `waits` for the heartbeat of
+    one on another machine that may have ended a moment ago."""
+    record, lock, timeout_s = read_record(folder), folder / LOCK, _PROBE_S
+    if record.holder is not None and record.holder.host != socket.gethostname():
+        with contextlib.suppress(OSError):
+            if time.time() - lock.stat().st_mtime > 1.5 * SILENT_S:  # clocks differ by less
+                lock.unlink()
+            elif waits:
+                logger.info("%s ran this job: waiting for its heartbeat", record.holder)
+                timeout_s = 1.5 * SILENT_S
+    lease = SoftFileLease(lock, lease_duration=SILENT_S)
+    try:
+        lease.acquire(timeout=timeout_s)
+    except Timeout:
+        who = f"{record.holder or 'another process'}"
+        since = f" since {record.since}" if record.since else ""
+        raise JobLockedError(
+            f"{folder} is being run by {who}{since}; wait for it, or stop it"
+        ) from None
+    try:
+        yield
+    finally:
+        lease.release()
+
+
+def change_record(folder: Path, **changes: Any) -> None:
+    """Changes the record of a job that neither runs nor is finished; makes the folder. An error
+    that comes with a state is not a bug's unless `is_bug` says so."""
+    changes = {"is_bug": False} | changes if "state" in changes else changes
+    if standing(folder).state in (State.running, State.done):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(JobLockedError), _alone(folder):
+        dataclasses.replace(read_record(folder), **changes).write(folder)
+
+
+# Running
+
+
+@contextlib.contextmanager
+def lock_job_dir(folder: Path, title: str = "") -> Iterator[Record]:
+    """Locks the folder, made if it is missing, and afterwards records how the block ended.
+
+    Raises:
+        JobLockedError: another process works in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder, waits=True):
+        record, here = read_record(folder), Holder.here()
+        record.title = title or record.title
+        record.holder = here
+        if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":  # not in an allocation of the user's
+            record.slurm_job = here.slurm_job
+        record.state, record.error, record.is_bug = State.running, None, False
+        record.write(folder)
+        try:
+            yield record
+        except BaseException as error:
+            is_resumable = isinstance(error, JobError) and error.is_resumable
+            has_failed = isinstance(error, Exception) and not is_resumable
+            record.state = State.failed if has_failed else State.stopped
+            record.is_bug = has_failed and not isinstance(error, GrSweepError)
+            message = "" if record.is_bug else str(error)
+            message = message or "".join(traceback.format_exception_only(error))
+            record.error = " ".join(message.split())
+            # The error may be about a full disk: then the record stays as it is.
+            with contextlib.suppress(OSError):
+                record.write(folder)
+            raise
+        if read_finished(folder) is not None:
+            record.state = State.done
+            with contextlib.suppress(OSError):  # only for people: the summary counts
+                record.write(folder)
+
+
+def begin_job(folder: Path, record: Record, identity: Identity, num_steps: int) -> None:
+    """Records what the job of a locked folder runs with, and sets the summary of a finished one
+    aside. A job without a checkpoint gets this identity; one with a checkpoint, which
+    `resume=force` continues, keeps its own and lists what differs."""
+    changes = differences(folder, identity)
+    has_begun = newest_step(folder) is not None
+    if not (has_begun and record.fingerprints):
+        record.fingerprints, record.settings = identity.fingerprints, identity.settings
+        record.changes = []
+    if changes and has_begun:
+        logger.warning("resuming with different %s", "; ".join(changes))
+        record.changes += [line for line in changes if line not in record.changes]
+    record.num_steps = num_steps
+    record.write(folder)
+    if changes:
+        # The newest round is evaluated again; earlier ones cannot be, their weights are gone.
+        rounds = (folder / ROUNDS).glob("[0-9]*")
+        if newest := max(rounds, key=lambda path: int(path.name), default=None):
+            (newest / ROUND).unlink(missing_ok=True)
+    set_summary_aside(folder)
+
+
+def set_summary_aside(folder: Path) -> None:
+    """Renames the folder's summary, if there is one: its job is then not finished."""
+    if (path := folder / SUMMARY).exists():
+        aside = path.with_name(f"{SUMMARY}.replaced")
+        logger.warning("%s: renamed to %s, the job evaluates again", path, aside.name)
+        path.replace(aside)
+
+
+def replace_job(folder: Path) -> Path:
+    """Moves a job's folder to `.replaced/NAME-N` beside it, for `resume=fresh`; returns the place.
+    Called before a command starts its jobs: one that is requeued continues from its checkpoints.
+    Raises JobLockedError if the job is running."""
+    with _alone(folder):
+        pass  # the lock would move with the folder
+    folder = folder.absolute()  # `hydra.run.dir=.` has a name too
+    beside = folder.parent / REPLACED
+    beside.mkdir(exist_ok=True)
+    names = (beside / f"{folder.name}-{number}" for number in itertools.count(1))
+    return folder.rename(next(place for place in names if not place.exists()))
 
 
 def whole_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
@@ -338,6 +311,73 @@ def newest_step(folder: Path) -> int | None:
     return max((step for step, _ in whole_checkpoints(folder / CHECKPOINTS)), default=None)
 
 
+# Identity
+
+
+def is_done(folder: Path, identity: Identity) -> bool:
+    """Whether the folder holds the finished job of this identity."""
+    summary = read_finished(folder)
+    return summary is not None and summary.get("fingerprints") == identity.fingerprints
+
+
+def differences(folder: Path, identity: Identity) -> list[str]:
+    """What differs between the job in the folder, finished or not, and the identity: a line each
+    for settings, text and code. Empty without a summary and a checkpoint.
+
+    Raises:
+        JobError: the folder holds files, but not those of a job.
+    """
+    if folder.is_dir() and not is_job(folder):
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        if names:
+            raise JobError(f"{folder} holds {_few(names)} and is not the folder of a job")
+    record = read_record(folder)
+    if (summary := read_finished(folder)) is not None:
+        found, settings = summary.get("fingerprints", {}), flatten(summary.get("config", {}))
+    elif newest_step(folder) is not None:
+        found, settings = record.fingerprints, flatten(record.settings)
+    else:
+        return []
+    new = flatten(identity.settings)
+    changes = [
+        f"{key} was {settings.get(key)!r}, now {new.get(key)!r}"
+        for key in sorted({*settings, *new})
+        if settings.get(key) != new.get(key) and not is_below(key, NO_EFFECT_ON_RESULT)
+    ]
+    lines = {
+        "config": f"settings ({_few(changes or ['the content of a file in eval.tasks'])})",
+        "text": "text (the documents or the tokenizer have changed)",
+        "code": "code (gr-sweep itself has changed)",
+    }
+    now = identity.fingerprints
+    return [line for name, line in lines.items() if found.get(name) != now[name]]
+
+
+def different_job(folder: Path, changes: list[str]) -> JobError:
+    """The error where a folder holds another job; `changes` as from `differences`."""
+    return JobError(
+        f"{folder} holds a job with different {'; '.join(changes)}. Use another folder, go on from "
+        f"that job with resume=force, or begin again with resume=fresh, which moves it to "
+        f"{folder.parent / REPLACED}"
+    )
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a config by dotted names; an empty mapping is "{}"."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):  # a report has thousands: Mapping would be three times as slow
+            flat |= flatten(value, f"{prefix}{name}.") or {f"{prefix}{name}": "{}"}
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _few(names: list[str]) -> str:
+    more = [f"and {len(names) - 3} more"] if len(names) > 3 else []
+    return ", ".join(names[:3] + more)
+
+
 # Summary
 
 
@@ -347,20 +387,13 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """The summary as `write_summary` was given it; an older version's may have no checksum.
-
-    Raises:
-        DataError: it is damaged.
-        OSError: it does not exist or cannot be read.
-    """
+    """The summary as `write_summary` was given it. Raises DataError if it is damaged, and OSError
+    if it cannot be read."""
     try:
-        summary = json.loads(path.read_bytes())
-        if not isinstance(summary, dict):
-            raise ValueError("expected a JSON object")
-        checksum = summary.pop("checksum", None)
-        if checksum is not None and checksum != _checksum(summary):
+        summary: dict[str, Any] = json.loads(path.read_bytes())
+        if summary.pop("checksum", None) not in (None, _checksum(summary)):
             raise ValueError("its checksum does not match")
-    except (ValueError, RecursionError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error})") from error
     return summary
 
@@ -374,13 +407,9 @@ def read_finished(folder: Path) -> dict[str, Any] | None:
 
 
 def check_files(folder: Path, digests: Mapping[str, str]) -> None:
-    """Checks the tables behind a job's metrics; `digests` are the summary's "files". The
-    file `SAMPLES` is checked where it is shown.
-
-    Raises:
-        DataError: one has changed.
-        OSError: one does not exist or cannot be read.
-    """
+    """Checks the tables behind a job's metrics; `digests` are the summary's "files". The file
+    `SAMPLES` is checked where it is shown. Raises DataError for one that has changed, and OSError
+    for one that cannot be read."""
     for name, digest in digests.items():
         if name != SAMPLES and content_digest(folder / name) != digest:
             raise DataError(f"{folder / name} is damaged (its checksum does not match)")
@@ -391,5 +420,5 @@ def _json(content: Mapping[str, Any]) -> str:
 
 
 def _checksum(summary: Mapping[str, Any]) -> str:
-    """Of the file without the line of the checksum, as all versions have computed it."""
+    """Of the file without the line of the checksum."""
     return hashlib.sha256(_json(summary).removeprefix("{\n").encode()).hexdigest()

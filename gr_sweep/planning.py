@@ -94,17 +94,9 @@ class Phase:
     """Those that its rows carry; None for all."""
 
 
-_MAKES_PLAN_IN_TRAINING = {
-    ProcedureKind.fixed: False,
-    ProcedureKind.branch: False,
-    ProcedureKind.alternate: True,
-}
-"""Every procedure must be listed."""
-
-
 def makes_plan_in_training(config: RunConfig) -> bool:
     """Whether the plan is made in rounds while the job trains (`gr_sweep.alternate`)."""
-    return _MAKES_PLAN_IN_TRAINING[config.procedure.name]
+    return config.procedure.name is ProcedureKind.alternate
 
 
 def phases_of(config: RunConfig) -> list[Phase]:
@@ -114,11 +106,10 @@ def phases_of(config: RunConfig) -> list[Phase]:
     Raises:
         ConfigError: a round has no routed step, or a phase of `branch` has none.
     """
-    total = num_steps(config.train)
-    procedure = config.procedure
+    total, procedure = num_steps(config.train), config.procedure
     if procedure.name is ProcedureKind.branch:
         return _phases_of_branch(config, total)
-    if not makes_plan_in_training(config):
+    if procedure.name is ProcedureKind.fixed:
         return [Phase(1, False, 0, total)]
     ends = [0, *itertools.accumulate(round_lengths(procedure.rounds))]
     bounds = [round(total * end / ends[-1]) for end in ends]

@@ -7,7 +7,6 @@ from gr_sweep.config import (
     PER_DOMAIN_ANY,
     UNROUTED,
     Attribution,
-    DataConfig,
     DataKind,
     Edges,
     EvalConfig,
@@ -75,6 +74,8 @@ def resolve(config: RunConfig) -> RunConfig:
     is_one = not isinstance(shares, dict)
     shares = float(shares) if is_one else {node: float(x) for node, x in shares.items()}
     rounds = len(lengths) if len(set(lengths)) == 1 else lengths
+    is_generated = config.data.kind is DataKind.synthetic
+    unused = ["split"] if is_generated else ["overlap", "documents", "seed"]
     return replace(
         config,
         plan=plan,
@@ -83,7 +84,7 @@ def resolve(config: RunConfig) -> RunConfig:
         method=method,
         procedure=replace(procedure, rounds=rounds),
         partition=replace(partition, unlabelled=shares),
-        data=_resolve_data(config.data),
+        data=_with_defaults(config.data, *unused),
         train=config.train if is_routed else _with_defaults(config.train, "block_lr"),
         eval=_resolve_eval(config.eval, has_removal=is_routed or bool(method.without)),
     )
@@ -92,12 +93,6 @@ def resolve(config: RunConfig) -> RunConfig:
 def _with_defaults(group: Any, *names: str) -> Any:
     default = type(group)()
     return replace(group, **{name: getattr(default, name) for name in names})
-
-
-def _resolve_data(data: DataConfig) -> DataConfig:
-    unused = ["split"] if data.kind is DataKind.synthetic else ["overlap", "documents", "seed"]
-    resolved: DataConfig = _with_defaults(data, *unused)
-    return resolved
 
 
 def _resolve_eval(evaluation: EvalConfig, *, has_removal: bool) -> EvalConfig:

@@ -5,7 +5,6 @@
 runs each job in FOLDER/<name>, which may hold checkpoints. Their token cache is FOLDER/cache.
 """
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -67,35 +66,14 @@ JOBS: dict[str, dict[str, Any]] = {
         "eval": {"unlearn_steps": 2, "relearn_steps": 1, "calibrate": True},
     },
 }
-NAMES = [*JOBS]  # and "tasks", which is refused on several processes for now
-
-TASK = """
-task: letters
-dataset_path: json
-dataset_kwargs: {data_files: {test: letters.jsonl}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{question}}"
-doc_to_choice: "{{choices}}"
-doc_to_target: "{{answer}}"
-metric_list:
-  - {metric: acc}
-"""
+NAMES = [*JOBS]
 
 
 def make_config(name: str, folder: Path) -> RunConfig:
     """The config of a job; what follows a "-" in its name does not matter."""
     evaluation = {"curve_tokens": 64, "bootstrap": 20, "tokens": 256, "samples": 0}
     name = name.partition("-")[0]
-    how = JOBS["branch" if name == "tasks" else name]
-    if name == "tasks":
-        questions = [
-            {"question": a, "choices": [" river", " loop", " a b"], "answer": n % 3}
-            for n, a in enumerate(["one", "two", "three", "four", "five", "six", "seven"])
-        ]
-        (folder / "cache" / "letters.jsonl").write_text("\n".join(map(json.dumps, questions)))
-        (folder / "cache" / "letters.yaml").write_text(TASK)
-        evaluation |= {"tasks": [str(folder / "cache" / "letters.yaml")], "samples": 1}
+    how = JOBS[name]
     train = {"steps": 6, "batch_sequences": 12, "keep_checkpoints": 9, "checkpoint_every": 1}
     return jobs.make_config(
         folder / "cache",

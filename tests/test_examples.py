@@ -1,6 +1,5 @@
-"""The scripts of docs/examples/ and their notebooks: they run, and what they say is right."""
+"""The scripts of docs/examples/: they run, and what they say is right."""
 
-import json
 import re
 import runpy
 import subprocess
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from plotly.graph_objects import Figure
 
 import gr_sweep
 from tests.report.conftest import write_job
@@ -27,47 +25,23 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_cells(path: Path) -> None:
-    """Runs the cells of code of a notebook, one after another."""
-    names = {"__name__": "__main__"}
-    for number, cell in enumerate(json.loads(path.read_text("utf-8"))["cells"]):
-        if cell["cell_type"] == "code":
-            exec(compile("".join(cell["source"]), f"{path.name}[{number}]", "exec"), names)
-
-
-def both(name: str) -> pytest.MarkDecorator:
-    """A test of what a script says about the sweep, and of what its notebook says."""
-    params = [(name + end, "sweep") for end in (".py", ".ipynb")]
-    return pytest.mark.parametrize("said", params, indirect=True, ids=["script", "notebook"])
-
-
 @pytest.fixture
 def said(
     request: pytest.FixtureRequest,
-    tmp_path: Path,
+    sweep: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Iterator[list[str]]:
-    """The lines that the script or notebook of a test's parameter prints, run in this process: a
-    new one would load torch again. A notebook finds the sweep where it would make one."""
+    """The lines that the script of a test's parameter prints about the sweep, run in this process:
+    a new one would load torch again. tests/test_docs.py compares notebooks with their scripts."""
     threads = torch.get_num_threads()
-    name, *folders = request.param
-    words = [str(request.getfixturevalue(folder)) for folder in folders]
-    monkeypatch.setattr(sys, "argv", [name, *words])
-    if name.endswith(".py"):
-        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
-    else:
-        monkeypatch.chdir(tmp_path)
-        for word in words:
-            Path("outputs").mkdir()
-            Path("outputs/example").symlink_to(word)
-        monkeypatch.setattr(Figure, "show", lambda figure: print("shown:", type(figure).__name__))
-        run_cells(EXAMPLES / name)
+    monkeypatch.setattr(sys, "argv", [request.param, str(sweep)])
+    runpy.run_path(str(EXAMPLES / request.param), run_name="__main__")
     yield capsys.readouterr().out.splitlines()
     torch.set_num_threads(threads)
 
 
-@both("compare_edges")
+@pytest.mark.parametrize("said", ["compare_edges.py"], indirect=True)
 def test_edges_are_compared(said: list[str], sweep: Path) -> None:
     frame = gr_sweep.results(sweep).set_index("label")
     for label, loss in frame["mean_served_loss"].items():
@@ -77,19 +51,16 @@ def test_edges_are_compared(said: list[str], sweep: Path) -> None:
         assert "edges=weight" in (sweep / name).read_text("utf-8")
 
 
-@both("removal_matrix")
-def test_a_removal_matrix_is_read(
-    said: list[str], sweep: Path, request: pytest.FixtureRequest
-) -> None:
+@pytest.mark.parametrize("said", ["removal_matrix.py"], indirect=True)
+def test_a_removal_matrix_is_read(said: list[str], sweep: Path) -> None:
     frame = gr_sweep.results(sweep)
     job = frame.loc[frame["mean_selectivity"].idxmax()]
     [row] = [line.split() for line in said if line.startswith("code ")]
     assert f"{job['separability/matrix/code/code']:.3f}" in row[1:]
     assert (sweep / "removal_matrix.html").exists()
-    assert ("shown: Figure" in said) == ("notebook" in request.node.name)
 
 
-@pytest.mark.parametrize("said", [("route_own_model.ipynb",)], indirect=True)
+@pytest.mark.parametrize("said", ["route_own_model.py"], indirect=True)
 def test_an_own_model_is_routed(said: list[str]) -> None:
     losses = {
         line[:20].strip(): [float(word) for word in line[20:].split()]

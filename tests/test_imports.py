@@ -5,7 +5,6 @@ really loads is seen in a fresh process.
 """
 
 import ast
-import json
 import os
 import subprocess
 import sys
@@ -26,7 +25,6 @@ ORDER = (
     *("errors", "arguments", "domains", "files", "bounds", "config", "fingerprint"),
     *(
         "jobdir",
-        "joblock",
         "resolve",
         "checks",
         "routing",
@@ -153,60 +151,21 @@ def test_parts_of_numbers_and_files_never_import_torch():
     assert found == []
 
 
-PROGRAM = """
-import importlib, json, pkgutil, sys
+WITHOUT = """
+import importlib, pkgutil, sys
 
-for name in sys.argv[1].split(","):
+for name in ("hydra", "omegaconf", "wandb", "datasets"):
     sys.modules[name] = None  # as if it were not installed
-loaded = {}
-for part in sys.argv[2:]:
-    module = importlib.import_module(part)
-    for found in pkgutil.walk_packages(getattr(module, "__path__", []), part + "."):
-        # Those that import wandb; test_a_package_is_imported_in_its_part_alone says which may.
-        if "tracking.wandb" not in found.name and not found.name.endswith("__main__"):
-            importlib.import_module(found.name)
-    loaded[part] = sorted({name.split(".")[0] for name, of in sys.modules.items() if of})
-print(json.dumps(loaded))
+for part in ("routing", "model", "eval", "train", "bench"):
+    module = importlib.import_module(f"gr_sweep.{part}")
+    for found in pkgutil.walk_packages(module.__path__, module.__name__ + "."):
+        importlib.import_module(found.name)
+    assert part != "routing" or "transformers" not in sys.modules
 """
-
-
-def loaded_by(*parts: str, blocked: str = "-") -> dict[str, set[str]]:
-    """Imports parts in a fresh process; returns the packages that are loaded after each."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, blocked, *parts],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return {part: set(packages) for part, packages in json.loads(done.stdout).items()}
-
-
-def test_light_parts_load_nothing_heavy():
-    heavy = {"torch", "transformers", "datasets", "hydra", "omegaconf", "wandb", "pyarrow"}
-    heavy.add("wandb_workspaces")
-    loaded = loaded_by(
-        "gr_sweep.errors", "gr_sweep.config", "gr_sweep.tracking", "gr_sweep.metrics",
-        "gr_sweep.report",
-    )  # fmt: skip
-    assert not (heavy | {"numpy", "pandas"}) & loaded["gr_sweep.tracking"]
-    assert not (heavy | {"pandas"}) & loaded["gr_sweep.metrics"]
-    # pandas loads pyarrow by itself where it is installed.
-    assert not (heavy - {"pyarrow"}) & loaded["gr_sweep.report"]
-
-
-@pytest.mark.parametrize(
-    "more", ["", pytest.param("model,eval,train,bench", marks=pytest.mark.slow)]
-)
-def test_routing_and_training_load_without_hydra_wandb_and_datasets(more):
-    parts = (f"gr_sweep.{part}" for part in ["routing", *filter(None, more.split(","))])
-    loaded = loaded_by(*parts, blocked="hydra,omegaconf,wandb,datasets")
-    assert "torch" in loaded["gr_sweep.routing"]
-    assert not {"transformers", "pandas"} & loaded["gr_sweep.routing"]
-
+"""A model of one's own is routed and trained without what the command line needs."""
 
 CHECK = "from gr_sweep.cli.app import main; assert main(['-m', 'edges=both,nope']) == 2"
+ROUTE = "import gr_sweep.routing.modules, gr_sweep.routing.plan"
 STATUS = "from gr_sweep.cli.app import main; assert main(['status', '.']) == 0"
 RESULTS = "import gr_sweep; assert len(gr_sweep.results('.')) == 1"
 WARM_CACHE = """
@@ -219,6 +178,8 @@ prepare_data(local(Path('.'), Path('.')), partition('code'))
 @pytest.mark.parametrize(
     ("program", "heavy"),
     [
+        pytest.param(WITHOUT, "optuna", marks=pytest.mark.slow),
+        (ROUTE, "transformers hydra omegaconf wandb datasets pandas"),
         (CHECK, "torch transformers datasets wandb pandas"),
         (STATUS, "torch transformers datasets wandb pandas numpy hydra"),
         (RESULTS, "torch transformers hydra wandb"),

@@ -10,6 +10,7 @@ import signal
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from gr_sweep.components import make_batches, token_cuts
 from gr_sweep.config import (
@@ -26,14 +27,13 @@ from gr_sweep.config import (
     RouteConfig,
 )
 from gr_sweep.data.prepare import prepare_data
-from gr_sweep.errors import GrSweepError, JobError, PlanError
+from gr_sweep.errors import JobError
 from gr_sweep.export.run import load_routed, open_run
 from gr_sweep.fingerprint import fingerprint
 from gr_sweep.jobdir import State, read_summary, standing, write_summary
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.losses import RelearnLoss, Text, View, read_losses
 from gr_sweep.report.collect import read_samples
-from gr_sweep.train.distributed import Processes
 from gr_sweep.train.signals import SIGNALS, Stopped
 from tests import jobs
 from tests.data.corpus import tokens_of
@@ -80,7 +80,7 @@ def test_a_job_leaves_every_file_and_every_metric(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
         "summary.json", "metrics.jsonl", "plan.json", "document_losses.csv", "checkpoints", "model",
-        ".lock", "job.json", "samples.json",
+        "job.json", "samples.json",
     }  # fmt: skip
     assert {"config.json", "tokenizer.json"} <= {
         path.name for path in (finished / "model").iterdir()
@@ -114,10 +114,6 @@ def test_a_job_leaves_every_file_and_every_metric(finished):
     assert [row["step"] for row in rows if "eval/loss/code" in row] == [0, 1, 2, 3, 4]
     last = [row["eval/loss/code"] for row in rows if "eval/loss/code" in row][-1]
     assert last == pytest.approx(metrics["loss/full/code"])
-    share = metrics["cost/eval_seconds"] / (
-        metrics["cost/eval_seconds"] + metrics["cost/train_seconds"]
-    )
-    assert metrics["cost/eval_share"] == pytest.approx(share) and 0 < share < 1
     # Every 2 steps, and with each of the four evaluations.
     assert [row["step"] for row in rows if "train/loss/code" in row] == [1, 2, 3, 4]
 
@@ -140,10 +136,7 @@ def test_a_finished_job_that_is_forced_trains_on_with_the_new_settings(make_conf
     assert summary["changes"] == ["settings (train.steps was 4, now 6)"]
     rows = rows_of(copied)
     assert rows[-1]["step"] == 6 and rows[0]["step"] == 0
-    assert (copied / "summary.json.replaced").exists()
-    before = (copied / "summary.json").stat().st_mtime_ns
     assert run(config, copied) == summary, "that job is done"
-    assert (copied / "summary.json").stat().st_mtime_ns == before
 
 
 def test_routing_that_cuts_and_drops_nothing_is_dense_training_bit_for_bit(
@@ -220,55 +213,23 @@ def test_a_job_that_signals_stop_says_so_and_ends_with_the_numbers_of_one_never_
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
+def pretrained(finished, tmp_path_factory):
     """A checkpoint in Hugging Face format with its own tokenizer, made here."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
     folder = tmp_path_factory.mktemp("pretrained with a space")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"</s>": 0} | {letter: index for index, letter in enumerate(alphabet, start=1)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
+    shutil.copytree(finished / "model", folder, dirs_exist_ok=True)
     torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=300,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
-def test_a_pretrained_model_brings_its_weights_and_tokenizer(make_config, tmp_path, pretrained):
-    from transformers import AutoModelForCausalLM
-
-    config = make_config(model=ModelConfig(size=None, path=str(pretrained)))
-    summary = run(config, tmp_path)
-    weights = AutoModelForCausalLM.from_pretrained(pretrained)
-    expected = sum(p.numel() for p in weights.parameters())
-    assert summary["metrics"]["cost/parameters"] == expected
-    rows = rows_of(tmp_path)
-    assert rows[0]["eval/loss/code"] == pytest.approx(math.log(300), abs=0.3)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    model.bfloat16().save_pretrained(folder)
+    return folder, model
 
 
 def test_a_frozen_core_keeps_the_bfloat16_of_its_checkpoint_and_changes_no_number(
     make_config, tmp_path, pretrained, monkeypatch
 ):
     """Neither a loss nor an attack, which trains all of the model, nor what is exported."""
-    from transformers import AutoModelForCausalLM
-
-    model = tmp_path / "model"
-    shutil.copytree(pretrained, model)
-    weights = AutoModelForCausalLM.from_pretrained(model).bfloat16()
-    weights.save_pretrained(model)
+    folder, model = pretrained
     config = make_config(
-        model=ModelConfig(size=None, path=str(model)),
+        model=ModelConfig(size=None, path=str(folder)),
         plan=PlanConfig(core=Core.frozen, mlp_shared=1, adapters=AdaptersConfig(mlp=2)),
         train={"precision": Precision.bfloat16},
         eval={"relearn_steps": 2, "samples": 0},
@@ -276,48 +237,21 @@ def test_a_frozen_core_keeps_the_bfloat16_of_its_checkpoint_and_changes_no_numbe
     found, exported = [], []
     for name in ("narrow", "wide"):
         metrics = run(config, tmp_path / name)["metrics"]
-        found.append({key: x for key, x in metrics.items() if not key.startswith("cost/")})
+        assert rows_of(tmp_path / name)[0]["eval/loss/code"] == pytest.approx(math.log(400), abs=1)
+        found.append(without_cost(metrics))
         routed, _ = load_routed(open_run(tmp_path / name))
         exported.append(routed.extract(["code"]).state_dict())
         monkeypatch.setattr("gr_sweep.job.keep_bfloat16", lambda *of: None)
     assert found[0] == found[1]
     assert all(torch.equal(tensor, exported[1][name]) for name, tensor in exported[0].items())
     name = "model.layers.0.mlp.up_proj.weight"
-    assert not torch.equal(exported[0][name], weights.state_dict()[name].float())
+    assert not torch.equal(exported[0][name], model.state_dict()[name].float())
+    name = "model.embed_tokens.weight"
+    assert torch.equal(exported[0][name], model.state_dict()[name].float())
     saved = saved_tensors(tmp_path / "narrow" / "checkpoints" / "step_00000004")
     narrow = {name for name, tensor in saved.items() if tensor.dtype is torch.bfloat16}
-    assert f"model.{name}" in narrow
+    assert "model.model.layers.0.mlp.up_proj.weight" in narrow
     assert not any("adapter" in name or "norm" in name or "embed" in name for name in narrow)
-
-
-def test_an_error_of_one_process_that_reads_a_checkpoint_is_one_of_all(
-    make_config, tmp_path, pretrained, monkeypatch
-):
-    """Also that one alone has to load it whole; collectives would not match."""
-    config = make_config(
-        model=ModelConfig(size=None, path=str(pretrained)),
-        train={"precision": Precision.bfloat16},
-    )
-    shared, together = [], Processes.together
-
-    def record(self, work):
-        try:
-            return together(self, work)
-        except GrSweepError as error:
-            shared.append(str(error))
-            raise
-
-    def damaged(*of):
-        raise PlanError("damaged")
-
-    monkeypatch.setattr(Processes, "together", record)
-    monkeypatch.setattr("gr_sweep.job.keep_bfloat16", damaged)
-    with pytest.raises(PlanError, match="damaged"):
-        run(config, tmp_path / "one")
-    monkeypatch.setattr(Processes, "gather", lambda self, value: [value, not value])
-    with pytest.raises(JobError, match=f"model.path={pretrained} cannot be read in parts by"):
-        run(config, tmp_path / "two")
-    assert shared[0] == "damaged" and "in parts" in shared[1]
 
 
 def forgetting(**settings) -> dict:

@@ -1,49 +1,56 @@
 """A job's folder: its lock, its record, its summary, and which job is in it."""
 
 import contextlib
-import dataclasses
-import errno
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import SoftFileLease
 
-from gr_sweep import jobdir, joblock
+from gr_sweep import jobdir
 from gr_sweep.errors import DataError, JobError, JobLockedError
+from gr_sweep.fingerprint import Identity, code_fingerprint
 from gr_sweep.jobdir import (
+    LOCK,
     RECORD,
     SUMMARY,
     Holder,
-    Identity,
     Record,
     State,
-    code_fingerprint,
+    begin_job,
+    change_record,
     differences,
     is_done,
     job_folders,
+    lock_job_dir,
     newest_step,
     read_finished,
     read_record,
     read_summary,
+    replace_job,
     standing,
     write_summary,
 )
-from gr_sweep.joblock import change_record, lock_job_dir, replace_job
 
 SETTINGS = {"seed": 0, "train": {"steps": 4, "lr": 0.1}}
-IDENTITY = Identity("config", "text", "code", SETTINGS)
+
+
+def identity_of(settings: dict = SETTINGS, **prints: str) -> Identity:
+    return Identity({"config": "config", "text": "text", "code": "code"} | prints, settings)
+
+
+IDENTITY = identity_of()
 
 HOLDS_LOCK = """
 import sys, time
 from pathlib import Path
-from gr_sweep.joblock import lock_job_dir
+from gr_sweep.jobdir import lock_job_dir
 with lock_job_dir(Path(sys.argv[1]), "edges=act"):
     print("locked", flush=True)
     time.sleep(60)
@@ -70,17 +77,21 @@ def another_process(folder: Path) -> Iterator["subprocess.Popen[str]"]:
             process.kill()
 
 
-def run_elsewhere(folder: Path, *, age_s: float = 0.0) -> None:
-    """Leaves a folder as another machine does that runs a job in it, whose lock is not visible."""
-    (folder / ".lock").touch()
+def run_elsewhere(folder: Path) -> str:
+    """Leaves a folder as another machine does that ran a job in it; returns its lock's content."""
     Record(State.running, "edges=act", holder=Holder("elsewhere", 7)).write(folder)
-    then = time.time() - age_s
-    os.utime(folder / RECORD, (then, then))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "elsewhere")
+        with SoftFileLease(folder / LOCK, lease_duration=jobdir.SILENT_S):
+            content = (folder / LOCK).read_text()
+    (folder / LOCK).write_text(content)
+    return content
 
 
-def begin(folder: Path, identity: Identity = IDENTITY, *, force: bool = False) -> Record:
-    with lock_job_dir(folder) as lock:
-        return lock.begin(identity, 10, force=force)
+def begin(folder: Path, identity: Identity = IDENTITY) -> Record:
+    with lock_job_dir(folder) as record:
+        begin_job(folder, record, identity, 10)
+        return record
 
 
 def begun(folder: Path) -> Path:
@@ -127,42 +138,27 @@ def test_a_second_process_is_told_who_has_the_lock_which_ends_with_its_process(t
 
 
 def test_a_job_of_another_machine_keeps_its_folder_while_it_has_a_heartbeat(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobdir, "SILENT_S", 0.4)
     run_elsewhere(tmp_path)
     assert standing(tmp_path).state is State.running
-    monkeypatch.setattr(time, "sleep", lambda seconds: os.utime(tmp_path / RECORD))
+    ends = threading.Event()
+
+    def beat() -> None:
+        while not ends.wait(0.05):
+            os.utime(tmp_path / LOCK)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
     with pytest.raises(JobLockedError, match="process 7 on elsewhere since 20"):
         begin(tmp_path)
-    assert read_record(tmp_path).holder.host == "elsewhere"
-
-
-def test_a_job_of_another_machine_without_a_heartbeat_has_ended(tmp_path, monkeypatch):
-    for module in (jobdir, joblock):
-        monkeypatch.setattr(module, "SILENT_S", 0.4)
-    run_elsewhere(tmp_path, age_s=1)
+    ends.set()
+    thread.join()
+    begin(tmp_path)
+    assert read_record(tmp_path).holder == Holder.here()
+    run_elsewhere(tmp_path)
+    os.utime(tmp_path / LOCK, (0, 0))
     assert standing(tmp_path).state is State.stopped
-    start = time.monotonic()
-    with lock_job_dir(tmp_path):
-        # Clocks may differ, so that a recent job is waited for whatever its time says.
-        assert time.monotonic() - start >= 0.4
-        assert read_record(tmp_path).holder == Holder.here()
-
-
-def test_without_locks_in_the_file_system_heartbeats_count(tmp_path, monkeypatch):
-    def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    monkeypatch.setattr("fcntl.flock", no_locks)
-    monkeypatch.setattr(joblock, "HEARTBEAT_S", 0.1)
-    with lock_job_dir(tmp_path):
-        # In the past, or of a clock that was set back since.
-        for age_s in (2 * jobdir.SILENT_S, -2 * jobdir.SILENT_S):
-            then = time.time() - age_s
-            os.utime(tmp_path / RECORD, (then, then))
-            assert standing(tmp_path).state is State.stopped
-        give_up = time.monotonic() + 10
-        while standing(tmp_path).state is not State.running:
-            assert time.monotonic() < give_up
-            time.sleep(0.02)
+    begin(tmp_path)
 
 
 # Record
@@ -216,10 +212,6 @@ def test_the_state_of_a_job_follows_from_its_files(tmp_path):
 # Identity
 
 
-def other(**changes: object) -> Identity:
-    return dataclasses.replace(IDENTITY, **changes)
-
-
 OTHER_SETTINGS = {"seed": 5, "train": {"steps": 4, "lr": 0.1, "warmup": 0.1}}
 
 
@@ -228,12 +220,12 @@ OTHER_SETTINGS = {"seed": 5, "train": {"steps": 4, "lr": 0.1, "warmup": 0.1}}
     ("identity", "line"),
     [
         (
-            other(config="other", settings=OTHER_SETTINGS),
+            identity_of(OTHER_SETTINGS, config="other"),
             "settings (seed was 0, now 5, train.warmup was None, now 0.1)",
         ),
-        (other(config="other"), "settings (the content of a file in eval.tasks)"),
-        (other(text="other"), "text (the documents or the tokenizer have changed)"),
-        (other(code="other"), "code (gr-sweep itself has changed)"),
+        (identity_of(config="other"), "settings (the content of a file in eval.tasks)"),
+        (identity_of(text="other"), "text (the documents or the tokenizer have changed)"),
+        (identity_of(code="other"), "code (gr-sweep itself has changed)"),
     ],
 )
 def test_differences_from_the_job_in_the_folder_are_named(tmp_path, make, identity, line):
@@ -241,10 +233,6 @@ def test_differences_from_the_job_in_the_folder_are_named(tmp_path, make, identi
     assert differences(folder, IDENTITY) == []
     assert differences(folder, identity) == [line]
     assert is_done(folder, IDENTITY) == (make is finished) and not is_done(folder, identity)
-    with pytest.raises(JobError) as refused:
-        begin(folder, identity)
-    message = str(refused.value)
-    assert line in message and "resume=force" in message and "resume=fresh" in message
 
 
 def test_the_code_fingerprint_covers_code_that_changes_numbers(monkeypatch):
@@ -257,18 +245,17 @@ def test_the_code_fingerprint_covers_code_that_changes_numbers(monkeypatch):
     assert not {"app.py", "html.py", "slurm.py", "jsonl.py"} & set(names)
 
 
-def test_a_job_of_an_older_version_is_another_job(tmp_path):
-    prints = {"config": "config", "data": "text", "code": "code"}
-    write_summary(tmp_path / SUMMARY, {"format": 1, "fingerprints": prints, "config": SETTINGS})
-    [line] = differences(tmp_path, IDENTITY)
-    assert not is_done(tmp_path, IDENTITY) and line.startswith("version (an older")
+def test_a_folder_with_other_files_is_not_used(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(JobError, match=r"holds notes\.txt and is not"):
+        differences(tmp_path, IDENTITY)
 
 
 def test_a_job_without_a_checkpoint_can_become_any_other(tmp_path):
     begin(tmp_path)
     (tmp_path / "checkpoints" / "step_00000002.unreadable").mkdir(parents=True)
     (tmp_path / "checkpoints" / ".step_00000004.tmp").mkdir()
-    record = begin(tmp_path, other(config="other", settings=OTHER_SETTINGS))
+    record = begin(tmp_path, identity_of(OTHER_SETTINGS, config="other"))
     assert record.fingerprints["config"] == "other" and record.changes == []
     assert newest_step(tmp_path) is None
 
@@ -276,7 +263,7 @@ def test_a_job_without_a_checkpoint_can_become_any_other(tmp_path):
 def test_a_forced_job_keeps_what_changed(tmp_path):
     folder = finished(begun(tmp_path))
     for code in ("other", "other", "third"):
-        changes = begin(folder, other(text="new", code=code), force=True).changes
+        changes = begin(folder, identity_of(text="new", code=code)).changes
     assert [line.split()[0] for line in changes] == ["text", "code"]
     # Back to what it began with: some of its steps were still trained differently.
     assert begin(folder).changes == changes
@@ -300,7 +287,6 @@ def test_a_flipped_bit_is_found_or_changes_no_value(tmp_path):
     path = tmp_path / SUMMARY
     write_summary(path, CONTENT)
     assert read_summary(path) == CONTENT == read_finished(tmp_path)
-    assert len(json.loads(path.read_text())["checksum"]) == 64
     whole = path.read_bytes()
     for place in range(len(whole)):
         content = bytearray(whole)

@@ -94,6 +94,7 @@ def test_code_beside_a_model_is_not_run_and_nobody_is_asked(hostile, tmp_path, m
     assert not (tmp_path / "trace").exists()
 
 
+@pytest.mark.slow
 def test_secrets_of_the_environment_reach_no_file_and_no_output(tmp_path, monkeypatch, capfd):
     """One job that is done, and one that fails."""
     (tmp_path / "home").mkdir()

@@ -90,7 +90,7 @@ def _texts(jobs: "Sequence[Job]") -> "list[TextSize]":
     """The different texts of the jobs that are not done, without those that need no preparation."""
     from gr_sweep.data.size import text_size
 
-    configs = {job.identity.text: job.config for job in jobs if not job.is_done}
+    configs = {job.identity.fingerprints["text"]: job.config for job in jobs if not job.is_done}
     sizes = [text_size(c.data, c.partition, c.model) for c in configs.values()]
     return [size for size in sizes if size is not None]
 

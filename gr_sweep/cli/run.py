@@ -19,8 +19,17 @@ from gr_sweep.cli.status import JobReader, live_table
 from gr_sweep.cli.task import Job, JobTask, task_of
 from gr_sweep.config import Resume
 from gr_sweep.errors import ConfigError, GrSweepError, JobLockedError
-from gr_sweep.jobdir import Record, State, differences, different_job, read_finished, standing
-from gr_sweep.joblock import change_record, replace_job, set_summary_aside
+from gr_sweep.jobdir import (
+    Record,
+    State,
+    change_record,
+    differences,
+    different_job,
+    read_finished,
+    replace_job,
+    set_summary_aside,
+    standing,
+)
 from gr_sweep.launch.local import run_side_by_side, slots_of
 from gr_sweep.launch.resources import SlurmConfig
 from gr_sweep.launch.slurm import check_slurm, run_on_slurm

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError, GrSweepError
 from gr_sweep.files import unusable, write_whole
-from gr_sweep.jobdir import SUMMARY, Identity, State, identity_of, is_done, standing
-from gr_sweep.joblock import change_record
+from gr_sweep.fingerprint import Identity, identity_of
+from gr_sweep.jobdir import SUMMARY, State, change_record, is_done, standing
 from gr_sweep.launch.slurm import await_kill, is_cancelled
 from gr_sweep.launch.work import WARNINGS, Work, clear_warnings
 from gr_sweep.train.distributed import connect

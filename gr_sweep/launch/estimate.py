@@ -8,10 +8,11 @@ tokenised or written.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -107,7 +108,7 @@ class Estimate:
     """Peak of an evaluation in addition to them."""
     host_bytes: int
     """Peak main memory of each process, with Python and libraries: while it loads the model, and on
-    a CPU afterwards. Without the copies that data and files need."""
+    a CPU afterwards. Without data and files."""
     hours: float
     """Training on the target with recomputation, without evaluation and data."""
 
@@ -127,8 +128,8 @@ class Estimate:
         return dataclasses.asdict(self) | {"peak_bytes": self.peak_bytes}
 
 
-_known: dict[tuple[str, Target], Estimate] = {}
-_known_parameters: dict[str, int] = {}
+_known: dict[Any, Any] = {}
+"""What a sweep's jobs share: estimates and parameters by their settings."""
 
 
 def dense_parameters(config: RunConfig) -> int:
@@ -140,12 +141,12 @@ def dense_parameters(config: RunConfig) -> int:
         GrSweepError: a tokenizer or checkpoint is not on this machine.
     """
     key = json.dumps(to_plain([config.model, config.data.tokenizer, config.data.vocab_size]))
-    if key not in _known_parameters:
+    if key not in _known:
         model_config = _model_config(replace(config, plan=PlanConfig(kind=PlanKind.none)))
         with torch.device("meta"):  # tensors without data
             model = random_model(model_config, seed=0)
-        _known_parameters[key] = sum(parameter.numel() for parameter in model.parameters())
-    return _known_parameters[key]
+        _known[key] = sum(parameter.numel() for parameter in model.parameters())
+    return int(_known[key])
 
 
 def with_tokens(config: RunConfig) -> RunConfig:
@@ -168,42 +169,28 @@ def estimate_job(config: RunConfig, target: Target) -> Estimate:
     Raises:
         GrSweepError: the job cannot run there, or a tokenizer or checkpoint is not on this machine.
     """
-    key = _cost_key(config), target
+    plain = to_plain(replace(config, seed=0, train=replace(config.train, lr=1.0)))
+    key = json.dumps(plain), target
     if key not in _known:
-        _known[key] = _estimate(config, target)
-    return _known[key]
+        model_config = _model_config(config)
+        phases = phases_of(config)
+        if makes_plan_in_training(config):  # as one dense phase
+            phases = [Phase(1, True, 0, num_steps(config.train))]
+        found = [_of_phase(config, target, model_config, phase) for phase in phases]
+        _known[key] = functools.reduce(_both, found)
+    known: Estimate = _known[key]
+    return known
 
 
-def _cost_key(config: RunConfig) -> str:
-    """Equal for jobs that differ only in their seed, learning rate, tracking and baselines."""
-    plain = to_plain(config)
-    for name in ("seed", "resume", "tracking", "baselines"):
-        del plain[name]
-    del plain["train"]["lr"]
-    return json.dumps(plain)
-
-
-_OF_STEPS = ("steps", "tokens", "flops", "dense_flops", "recomputed_flops", "hours")
-"""What adds up over the phases of a job."""
-
-
-def _estimate(config: RunConfig, target: Target) -> Estimate:
-    model_config = _model_config(config)
-    if makes_plan_in_training(config):  # as one dense phase
-        return _of_phase(config, target, model_config, Phase(1, True, 0, num_steps(config.train)))
-    first, *others = (_of_phase(config, target, model_config, p) for p in phases_of(config))
-    for other in others:
-        steps = first.steps + other.steps
-        active = first.active_parameters * first.steps + other.active_parameters * other.steps
-        values: dict[str, Any] = {"active_parameters": active / steps}
-        for item in fields(Estimate):
-            pair = getattr(first, item.name), getattr(other, item.name)
-            if item.name in _OF_STEPS:
-                values[item.name] = sum(pair)
-            elif item.name.endswith("_bytes"):
-                values[item.name] = max(pair)
-        first = replace(first, **values)
-    return first
+def _both(first: Estimate, second: Estimate) -> Estimate:
+    """Of two phases: the sum of what is trained, and the larger of what is held."""
+    values = {}
+    for name in ("steps", "tokens", "flops", "dense_flops", "recomputed_flops", "hours"):
+        values[name] = getattr(first, name) + getattr(second, name)
+    for name in ("weight", "optimizer", "step", "evaluation", "host"):
+        values[f"{name}_bytes"] = max(getattr(of, f"{name}_bytes") for of in (first, second))
+    active = sum(of.active_parameters * of.steps for of in (first, second))
+    return replace(first, active_parameters=active / values["steps"], **values)
 
 
 def _of_phase(config: RunConfig, target: Target, model_config: Any, phase: Phase) -> Estimate:
@@ -268,10 +255,7 @@ def _model_config(config: RunConfig) -> Any:
         found: Any = AutoConfig.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, **options
         )
-    except (
-        *(OSError, ValueError, ImportError, KeyError, TypeError, StrictDataclassError),
-        RecursionError,
-    ) as error:
+    except (OSError, ValueError, ImportError, KeyError, TypeError, StrictDataclassError) as error:
         raise PlanError(
             f"model.path={path}: its config.json is not on this machine or cannot be read; "
             f"fetch it first (hf download {path} config.json)"
@@ -336,25 +320,18 @@ def _memory(
             step.run()
             in_step = memory.peak - lasting
             memory.peak = memory.current
-            _evaluate(step, config, train.precision)
+            # A batch of an evaluation during training, of windows as long as they can be. The views
+            # at the end hold two matrices [M, T, D] more, but no state of the optimizer.
+            length = min(config.eval.document_tokens, train.sequence_length)
+            num_windows = len(config.partition.domains) * math.ceil(config.eval.tokens / length)
+            num_rows = min(config.eval.batch_sequences, num_windows)
+            tokens_MT = torch.zeros(num_rows, length, dtype=torch.long)
+            step.routed.model.eval()
+            with torch.no_grad(), precision_context(tokens_MT.device, train.precision):
+                step.token_losses(tokens_MT, tokens_MT)
             in_evaluation = memory.peak - lasting
     more = target.workspace_bytes
     return weights, lasting - weights, in_step + more, in_evaluation + more
-
-
-def _evaluate(step: JobStep, config: RunConfig, precision: Precision) -> None:
-    """A batch of an evaluation during training, of windows as long as they can be.
-
-    The views at the end also hold what they share, two matrices [M, T, D] at most, but there the
-    optimizer's state is freed.
-    """
-    length = min(config.eval.document_tokens, config.train.sequence_length)
-    num_windows = len(config.partition.domains) * math.ceil(config.eval.tokens / length)
-    num_rows = min(config.eval.batch_sequences, num_windows)
-    tokens_MT = torch.zeros(num_rows, length, dtype=torch.long)
-    step.routed.model.eval()
-    with torch.no_grad(), precision_context(tokens_MT.device, precision):
-        step.token_losses(tokens_MT, tokens_MT)
 
 
 @contextlib.contextmanager

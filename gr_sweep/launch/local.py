@@ -19,9 +19,8 @@ from gr_sweep.bounds import bounded
 from gr_sweep.checks import check_values
 from gr_sweep.config import Device, RunConfig
 from gr_sweep.data.encode import usable_cores
-from gr_sweep.errors import ConfigError, GrSweepError
-from gr_sweep.jobdir import State, standing
-from gr_sweep.joblock import change_record
+from gr_sweep.errors import ConfigError
+from gr_sweep.jobdir import State, change_record, standing
 from gr_sweep.launch.work import Work, clear_warnings, say, say_end, say_warnings
 from gr_sweep.train.signals import Stopped, StopSignals
 
@@ -147,13 +146,9 @@ def _note_exit(work: Work, process: Process) -> None:
         return
     how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
     hint = " (out of memory?)" if status == -signal.SIGKILL else ""
-    with contextlib.suppress(OSError, GrSweepError):  # a full disk may be why it ended
-        # A killed job resumes when it is started again.
-        change_record(
-            work.folder,
-            state=State.stopped if status < 0 else State.failed,
-            error=f"its process ended {how}{hint}; see {work.folder / OUTPUT}",
-        )
+    said = f"its process ended {how}{hint}; see {work.folder / OUTPUT}"
+    # A killed job resumes when it is started again.
+    change_record(work.folder, state=State.stopped if status < 0 else State.failed, error=said)
 
 
 def _stop(processes: Iterable[Process]) -> None:

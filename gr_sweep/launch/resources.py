@@ -90,12 +90,7 @@ class Resources:
 
 
 def check_given(given: SlurmConfig) -> None:
-    """Checks the resources that the user sets.
-
-    Raises:
-        ConfigError: a number that is too small, numbers that contradict each other, or an unknown
-            GPU type.
-    """
+    """Checks the resources that the user sets; raises ConfigError."""
     check_values(given, "hydra.launcher")
     gpus, tasks = given.gpus_per_node, given.tasks_per_node
     if tasks is not None and gpus and gpus != tasks:

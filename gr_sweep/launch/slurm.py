@@ -5,9 +5,7 @@ on while this process is gone. The queue only says which jobs may still write th
 """
 
 import contextlib
-import dataclasses
 import io
-import itertools
 import os
 import re
 import shlex
@@ -15,14 +13,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError, JobError
-from gr_sweep.jobdir import Holder, State, standing
-from gr_sweep.joblock import change_record
+from gr_sweep.jobdir import Holder, State, change_record, standing
 from gr_sweep.launch.resources import Resources, SlurmConfig, check_given, resources_of
 from gr_sweep.launch.work import Work, clear_warnings, say, say_end
 
@@ -40,12 +37,6 @@ _COMMAND_S = 60.0
 
 MAX_ARRAY = 1000
 """Jobs of one array: SLURM's limit of an index is 1001 by default."""
-
-_LIMITS_MIN = (7 * 24 * 60, 2 * 24 * 60, 24 * 60, 12 * 60, 4 * 60, 60, 30, 15)
-"""Shorter times that are tried where a partition has a limit."""
-
-_NO_ANSWER = re.compile("[Uu]nable to contact|configuration source|Socket timed out")
-"""In what SLURM's commands say when the controller does not answer."""
 
 _OPTIONS = (
     *("nodes", "ntasks_per_node", "cpus_per_task", "mem", "time", "gpus_per_node", "gres"),
@@ -78,48 +69,29 @@ def check_slurm(config: SlurmConfig, jobs: Sequence[RunConfig]) -> list[Resource
         )
     check_given(config)
     wanted = [resources_of(job, config) for job in jobs]
-    fitted = {needs: _fitted(needs, config) for needs in set(wanted)}
-    return [fitted[needs] for needs in wanted]
+    for needs in set(wanted):
+        _check_request(needs, config)
+    return wanted
 
 
-def _fitted(needs: Resources, config: SlurmConfig) -> Resources:
-    """The request, with fewer CPUs and less time where SLURM has no node for it and the user sets
-    none: a job that no node can run would wait for ever.
-
-    Raises:
-        ConfigError: SLURM refuses the request, or has no node for any of these.
-        JobError: the controller does not answer.
-    """
-    cpus = [needs.cpus_per_task, *(() if config.cpus_per_task else (2, 1))]
-    shorter = [m for m in _LIMITS_MIN if config.signal_delay_s < 60 * m < 60 * needs.timeout_min]
-    minutes = [needs.timeout_min, *(() if config.timeout_min else shorter)]
-    for minute, cpu in itertools.product(minutes, cpus):
-        request = dataclasses.replace(needs, cpus_per_task=cpu, timeout_min=minute)
-        parameters = _sbatch_parameters(config, request)
-        more = parameters.pop("additional_parameters")
-        options = {name: parameters[name] for name in _OPTIONS if name in parameters} | more
-        words = [
-            f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
-            for name, value in options.items()
-        ]
-        with _clean_environment(parameters | more):
-            try:
-                answer = _run(["sbatch", "--test-only", *words, "--wrap=true"])
-            except (OSError, subprocess.TimeoutExpired):
-                return needs
-        if answer.returncode == 0:
-            return request
-        said = " ".join(answer.stderr.split())
-        if _NO_ANSWER.search(said):
-            break
-    offers = ask(["sinfo", "--all", "--noheader", "--format=%P %c CPUs %m MB %G %l"])
-    if offers is None or _NO_ANSWER.search(said):
-        raise JobError(f"SLURM does not answer: {said}; rerun when its controller is back")
-    raise ConfigError(
-        f"SLURM cannot run a job with {' '.join(words)}: {said}; it offers "
-        f"{'; '.join(offers.splitlines()[:5])}; set another hydra.launcher.partition, or "
-        "hydra.launcher.gpu=null (no GPU), .cpus_per_task, .mem_gb, .timeout_min, .nodes"
-    )
+def _check_request(needs: Resources, config: SlurmConfig) -> None:
+    """Raises ConfigError where SLURM has no node for it: such a job would wait for ever."""
+    parameters = _sbatch_parameters(config, needs)
+    more = parameters.pop("additional_parameters")
+    options = {name: parameters[name] for name in _OPTIONS if name in parameters} | more
+    words = [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+        for name, value in options.items()
+    ]
+    with _clean_environment(parameters | more):
+        answer = _run(["sbatch", "--test-only", *words, "--wrap=true"])
+    if answer is None or answer.returncode:
+        said = "no answer" if answer is None else " ".join(answer.stderr.split())
+        raise ConfigError(
+            f"SLURM cannot run a job with {' '.join(words)}: {said}; set another "
+            "hydra.launcher.partition, or hydra.launcher.gpu=null (no GPU), .cpus_per_task, "
+            ".mem_gb, .timeout_min, .nodes"
+        )
 
 
 def run_on_slurm(
@@ -141,59 +113,29 @@ def run_on_slurm(
     queue = queue_of_user()
     if queue is None:
         raise JobError("squeue does not answer; rerun the command when SLURM's controller is back")
-    records = {work.folder: standing(work.folder) for work in works}
-    recorded = {folder: record.slurm_job for folder, record in records.items()}
-    numbers = {folder: number for folder, number in recorded.items() if number and number in queue}
-    numbers |= _unrecorded(queue.difference(numbers.values()), records, config)
-    for work in works:
-        if work.folder in numbers:
-            say(work, f"already in the queue as SLURM job {numbers[work.folder]}")
-    # A job that runs may have been started without SLURM.
-    new = [
-        work
-        for work in works
-        if work.folder not in numbers and records[work.folder].state is not State.running
-    ]
+    numbers: dict[Path, str] = {}
+    groups: dict[Resources, list[Work]] = {}
+    for work, needs in zip(works, resources, strict=True):
+        record = standing(work.folder)
+        if record.slurm_job in queue:
+            numbers[work.folder] = record.slurm_job
+            say(work, f"already in the queue as SLURM job {record.slurm_job}")
+        elif record.state is not State.running:  # which may have been started without SLURM
+            groups.setdefault(needs, []).append(work)
     try:
-        for part, needs in _arrays(new, dict(zip(records, resources, strict=True))):
-            for work in part:
-                clear_warnings(work.folder)
-            found = _sbatch(part, config, needs)
-            numbers |= found
-            for work in part:
-                change_record(work.folder, slurm_job=numbers[work.folder])
-                say(work, f"submitted as SLURM job {numbers[work.folder]}")
+        for needs, group in groups.items():
+            for start in range(0, len(group), MAX_ARRAY):
+                part = group[start : start + MAX_ARRAY]
+                for work in part:
+                    clear_warnings(work.folder)
+                numbers |= _sbatch(part, config, needs)
+                for work in part:
+                    change_record(work.folder, slurm_job=numbers[work.folder])
+                    say(work, f"submitted as SLURM job {numbers[work.folder]}")
         wait_for(works, numbers, config)
     except (KeyboardInterrupt, JobError):
         _print_what_stays(works, numbers, sweep)
         raise
-
-
-def _unrecorded(queue: Set[str], folders: Container[Path], config: SlurmConfig) -> dict[Path, str]:
-    """Those in the queue that run in the folders, as submitit's files say; now recorded there too.
-    A command may be killed before it records them, and `resume=fresh` moves the record away."""
-    from submitit.core.utils import DelayedSubmission, JobPaths
-
-    found: dict[Path, str] = {}
-    for number in queue:
-        path = JobPaths(config.submitit_folder, number).submitted_pickle
-        work: Any = DelayedSubmission.load(path).function if path.exists() else None
-        if work is not None and work.folder in folders:
-            found[work.folder] = number
-            change_record(work.folder, slurm_job=number)
-    return found
-
-
-def _arrays(
-    works: Sequence[Work], resources: Mapping[Path, Resources]
-) -> Iterator[tuple[Sequence[Work], Resources]]:
-    """Groups of jobs with the same resources, as large as SLURM's arrays may be."""
-    groups: dict[Resources, list[Work]] = {}
-    for work in works:
-        groups.setdefault(resources[work.folder], []).append(work)
-    for needs, group in groups.items():
-        for start in range(0, len(group), MAX_ARRAY):
-            yield group[start : start + MAX_ARRAY], needs
 
 
 def _sbatch(works: Sequence[Work], config: SlurmConfig, needs: Resources) -> dict[Path, str]:
@@ -315,17 +257,17 @@ def queue_of_user() -> set[str] | None:
 
 def ask(command: list[str]) -> str | None:
     """What a command of SLURM prints; None if it fails or does not answer."""
-    try:
-        answer = _run(command)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout if answer.returncode == 0 else None
+    answer = _run(command)
+    return None if answer is None or answer.returncode else answer.stdout
 
 
-def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
-    # SQUEUE_STATES and similar variables would hide jobs and partitions.
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SINFO_"))}
-    return subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_S, env=env)
+def _run(command: list[str]) -> "subprocess.CompletedProcess[str] | None":
+    """None if the command is missing or does not end."""
+    # SQUEUE_STATES and similar variables would hide jobs.
+    env = {k: v for k, v in os.environ.items() if not k.startswith("SQUEUE_")}
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_S, env=env)
+    return None
 
 
 def await_kill() -> None:

@@ -19,8 +19,8 @@ from gr_sweep.cli.task import JobTask, task_of
 from gr_sweep.config import RunConfig, to_plain
 from gr_sweep.data.prepare import text_fingerprint
 from gr_sweep.errors import DataError, JobError
-from gr_sweep.jobdir import identity_of, write_summary
-from gr_sweep.joblock import change_record
+from gr_sweep.fingerprint import identity_of
+from gr_sweep.jobdir import change_record, write_summary
 from tests.refused import assert_refused
 
 METRICS = {

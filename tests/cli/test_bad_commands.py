@@ -79,7 +79,6 @@ for line in COMMANDS.strip().splitlines():
 CASES += [
     (["a\nb=1"], "cannot read"),
     (["data=local", "data.root='\x1b[31mred'"], r"data.root=\x1b[31mred is not a folder"),
-    (['data.cache="\udcff"'], "data.cache: '\\udcff'; expected text in UTF-8"),
 ]
 
 

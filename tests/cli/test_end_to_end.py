@@ -108,7 +108,7 @@ def test_two_processes_leave_what_one_leaves_and_say_it_once(program, alone):
 
     def read(path: Path) -> tuple[dict[str, float], list[dict[str, float]]]:
         assert {file.name for file in path.iterdir()} == {
-            ".hydra", ".lock", "checkpoints", "document_losses.csv", "gr_sweep.log", "job.json",
+            ".hydra", "checkpoints", "document_losses.csv", "gr_sweep.log", "job.json",
             "metrics.jsonl", "model", "plan.json", "samples.json", "summary.json",
         }  # fmt: skip
         summary = json.loads((path / "summary.json").read_text())

@@ -17,7 +17,8 @@ from gr_sweep.cli.search import Objective
 from gr_sweep.config import Method, RunConfig, to_plain
 from gr_sweep.data.prepare import text_fingerprint
 from gr_sweep.errors import DataError
-from gr_sweep.jobdir import identity_of, write_summary
+from gr_sweep.fingerprint import identity_of
+from gr_sweep.jobdir import write_summary
 from gr_sweep.metrics import registry
 from gr_sweep.report import read_sweep
 from gr_sweep.report.html import render

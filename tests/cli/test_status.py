@@ -10,8 +10,15 @@ import pytest
 
 from gr_sweep.cli.app import main
 from gr_sweep.cli.status import JobReader, JobStatus, sweep_left_s
-from gr_sweep.jobdir import Holder, Record, State, read_record, standing, write_summary
-from gr_sweep.joblock import lock_job_dir
+from gr_sweep.jobdir import (
+    Holder,
+    Record,
+    State,
+    lock_job_dir,
+    read_record,
+    standing,
+    write_summary,
+)
 
 REASON = "out of memory (CUDA out of memory. Tried to allocate 1.50 GiB)"
 
@@ -31,7 +38,7 @@ def log(folder: Path, *rows: dict, torn: str = "") -> None:
 
 def make_job(folder: Path, state: State, steps: int = 0, **record) -> Path:
     folder.mkdir(parents=True)
-    (folder / ".lock").touch()
+    (folder / ".lease").touch()
     Record(state, **({"num_steps": 120} | record)).write(folder)
     if steps:
         log(folder, *rows(steps))
@@ -50,6 +57,7 @@ def sweep(tmp_path: Path) -> Iterator[Path]:
     make_job(folder / "failed", State.failed, 40, error=REASON, title="edges=act seed=1")
     make_job(folder / "stopped", State.stopped, error="stopped by SIGTERM")
     killed = make_job(folder / "killed", State.running, holder=Holder.here())
+    (killed / ".lease").unlink()
     log(killed, *rows(30), torn='{"step": 31, "tra')
     make_job(folder / "waiting", State.waiting)
     with lock_job_dir(folder / "running"):

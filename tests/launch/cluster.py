@@ -7,14 +7,7 @@ _SBATCH = """#!/bin/bash
 here=$(dirname "$0")
 if [ "$1" = --test-only ]; then
   [ ! -e "$here/away" ] || { echo "sbatch: error: Unable to contact slurm controller" >&2; exit 1; }
-  read -r cpus minutes gpus nodes 2>/dev/null <"$here/nodes" || exit 0
-  for word in "$@"; do
-    case $word in
-      --cpus-per-task=*) most=$cpus ;; --time=*) most=$minutes ;;
-      --gpus-per-node=*) most=$gpus ;; --nodes=*) most=$nodes ;; *) continue ;;
-    esac
-    [ "${word#*=}" -le "$most" ] || { echo "allocation failure: not available" >&2; exit 1; }
-  done
+  [ ! -e "$here/small" ] || { echo "sbatch: error: no such node" >&2; exit 1; }
   exit 0
 fi
 if [ -e "$here/refuses" ]; then cat "$here/refuses" >&2; exit 1; fi
@@ -36,10 +29,6 @@ here=$(dirname "$0")
 cat "$here/queue"
 """
 
-_SINFO = """#!/bin/bash
-cat "$(dirname "$0")/nodes"
-"""
-
 _SCONTROL = """#!/bin/bash
 here=$(dirname "$0")
 [ -e "$here/$3.state" ] || { echo "Invalid job id specified" >&2; exit 1; }
@@ -54,7 +43,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir()
-        scripts = {"sbatch": _SBATCH, "squeue": _SQUEUE, "sinfo": _SINFO, "scontrol": _SCONTROL}
+        scripts = {"sbatch": _SBATCH, "squeue": _SQUEUE, "scontrol": _SCONTROL}
         for name, script in scripts.items():
             (folder / name).write_text(script)
             (folder / name).chmod(0o755)
@@ -85,9 +74,9 @@ class Cluster:
         if state is not None:
             (self.folder / f"{number}.state").write_text(state)
 
-    def offers(self, *, cpus: int, minutes: int, gpus: int = 0, nodes: int = 1) -> None:
-        """What a job may ask for at most; anything by default."""
-        (self.folder / "nodes").write_text(f"{cpus} {minutes} {gpus} {nodes}\n")
+    def is_too_small(self) -> None:
+        """Makes all jobs ask for more than there is."""
+        (self.folder / "small").touch()
 
     def is_away(self, away: bool) -> None:
         """Whether the controller does not answer."""

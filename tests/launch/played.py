@@ -9,8 +9,7 @@ from pathlib import Path
 
 from gr_sweep.config import Device, RunConfig, TrainConfig
 from gr_sweep.errors import DataError
-from gr_sweep.jobdir import SUMMARY
-from gr_sweep.joblock import lock_job_dir
+from gr_sweep.jobdir import SUMMARY, lock_job_dir
 from gr_sweep.launch.work import WARNINGS, Work
 from gr_sweep.train.signals import StopSignals
 

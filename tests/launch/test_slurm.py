@@ -13,12 +13,11 @@ from gr_sweep.cli.app import main
 from gr_sweep.cli.run import outcome_of
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import DataError, JobError
-from gr_sweep.jobdir import SUMMARY, State, standing
-from gr_sweep.joblock import change_record, lock_job_dir, replace_job
+from gr_sweep.jobdir import SUMMARY, State, change_record, lock_job_dir, standing
 from gr_sweep.launch import slurm
 from gr_sweep.launch.resources import Resources, SlurmConfig
 from gr_sweep.launch.slurm import run_on_slurm
-from gr_sweep.launch.work import WARNINGS, Work
+from gr_sweep.launch.work import Work
 from tests.launch.cluster import Cluster
 
 pytest.importorskip("submitit")
@@ -80,10 +79,6 @@ def launch(sweep, monkeypatch):
         assert not left, "ended too early"
 
     return run
-
-
-def nothing() -> None:
-    """A scene in which nothing happens."""
 
 
 def finish(work: Work) -> None:
@@ -174,21 +169,12 @@ def test_a_failed_job_does_not_take_down_the_others_nor_is_it_tried_again(cluste
     launch(
         works,
         all_of(lambda: fail(works[0], DataError("x.jsonl: no text")), lambda: cluster.end("11_0")),
-        nothing,
+        lambda: None,
         all_of(lambda: finish(works[1]), lambda: cluster.end("11_1")),
     )
     assert [standing(work.folder).state for work in works] == [State.failed, State.done]
     assert error_of(works[0]) == "x.jsonl: no text" and len(cluster.scripts) == 1
     assert outcome_of(works[0].folder).error == "x.jsonl: no text"
-
-
-def test_warnings_of_an_earlier_attempt_are_not_shown_for_a_job_that_never_began(
-    cluster, sweep, launch, capsys
-):
-    [work] = works_of(sweep, "a")
-    (work.folder / WARNINGS).write_text("of an earlier attempt\n")
-    launch([work], lambda: cluster.end("11", "CANCELLED"), nothing)
-    assert "of an earlier attempt" not in capsys.readouterr().err
 
 
 def test_files_may_come_later_and_a_controller_that_does_not_answer_says_nothing(
@@ -199,9 +185,9 @@ def test_files_may_come_later_and_a_controller_that_does_not_answer_says_nothing
     launch(
         [work],
         lambda: cluster.is_away(True),
-        nothing,
+        lambda: None,
         all_of(lambda: cluster.is_away(False), lambda: cluster.end("11")),
-        nothing,
+        lambda: None,
         lambda: finish(work),
         seconds=10.0,
     )
@@ -227,7 +213,7 @@ def test_a_job_that_leaves_the_queue_without_a_result_is_stopped_and_the_others_
             lambda: fail(works[1], lost()),
             lambda: cluster.end("11_1", state),
         ),
-        nothing,
+        lambda: None,
         all_of(lambda: finish(works[2]), lambda: cluster.end("11_2")),
     )
     states = [standing(work.folder).state for work in works]
@@ -279,24 +265,6 @@ def test_ctrl_c_leaves_the_jobs_in_the_queue_and_says_how_to_end_them(
     assert numbers(works) == ["11_0", "11_1"] and {*numbers(works)} == slurm.queue_of_user()
 
 
-def test_jobs_in_the_queue_are_not_submitted_again_if_their_record_does_not_have_the_number(
-    cluster, sweep, launch, monkeypatch
-):
-    """The command was killed before it recorded the number, or `resume=fresh` moved the record."""
-
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    works = works_of(sweep, "a", "b")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(slurm, "change_record", interrupt)
-        launch(works)
-    replace_job(works[1].folder)
-    assert numbers(works) == [None, None]
-    launch(works, lambda: [*map(finish, works)])
-    assert len(cluster.scripts) == 1 and numbers(works) == ["11_0", "11_1"]
-
-
 def test_a_job_run_in_an_allocation_of_the_users_is_not_taken_for_a_submitted_one(
     cluster, sweep, launch, monkeypatch
 ):
@@ -308,86 +276,38 @@ def test_a_job_run_in_an_allocation_of_the_users_is_not_taken_for_a_submitted_on
     assert len(cluster.scripts) == 1 and numbers([work]) == ["11"]
 
 
-def test_a_bug_before_the_number_is_recorded_stays_a_bug(cluster, sweep, launch, monkeypatch):
-    """The first job of an array may end while the numbers of the others are recorded."""
-    [work] = works_of(sweep, "a")
-
-    def is_fast(folder: Path, **changes: object) -> None:
-        fail(work, ZeroDivisionError("a bug"))
-        cluster.end("11")
-        change_record(folder, **changes)
-
-    monkeypatch.setattr(slurm, "change_record", is_fast)
-    launch([work])
-    assert outcome_of(work.folder).is_bug and numbers([work]) == ["11"]
-
-
-@pytest.mark.parametrize(
-    ("offered", "asked"),
-    [
-        ({"cpus": 2, "minutes": 2000}, {"cpus-per-task=2", "time=1440"}),
-        ({"cpus": 4, "minutes": 20}, {"cpus-per-task=4", "time=15"}),
-        (None, {"cpus-per-task=4", "time=1440"}),
-    ],
-)
-def test_a_job_asks_for_what_slurm_has(cluster, tmp_path, monkeypatch, offered, asked):
-    """Fewer CPUs and less time than by default."""
-    if offered:
-        cluster.offers(**offered)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(slurm, "wait_for", lambda works, *_: [finish(work) for work in works])
-    assert main(["-m", *COMMAND, "hydra.sweep.dir=sweep"]) == 0
-    [script] = cluster.scripts
-    assert asked <= {line.removeprefix("#SBATCH --") for line in script.splitlines()}
-
-
 COMMAND = ["debug=default", "hydra/launcher=slurm", "hydra.launcher.gpu=null"]
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["hydra.launcher.tasks_per_node=5"], "do not divide over 5 processes"),
-        (["hydra.launcher.gpu=h100"], "--gpus-per-node=1"),
-        (["hydra.launcher.cpus_per_task=3"], "it offers 2 120 0 2"),
-    ],
-)
-def test_a_wrong_setting_of_the_launcher_is_one_line_before_any_folder(
-    cluster, tmp_path, monkeypatch, capsys, words, message
-):
-    """As is a job that the partition has no node for, which would wait for ever."""
-    cluster.offers(cpus=2, minutes=120, nodes=2)
-    monkeypatch.chdir(tmp_path)
-    assert main(["-m", *COMMAND, *words]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("gr-sweep: ") and said.count("\n") == 1 and message in said
-    assert [path.name for path in tmp_path.iterdir()] == ["cluster"]
+def has_no_sbatch(cluster: Cluster) -> None:
+    (cluster.folder / "sbatch").unlink()
 
 
 @pytest.mark.parametrize(
-    ("prepare", "message"),
+    ("prepare", "words", "message"),
     [
-        (lambda cluster: cluster.is_away(True), "SLURM does not answer: "),
+        (None, ["hydra.launcher.tasks_per_node=5"], "do not divide over 5 processes"),
+        (Cluster.is_too_small, [], "SLURM cannot run a job with --nodes=1"),
+        (lambda cluster: cluster.is_away(True), [], "Unable to contact slurm controller; set"),
+        (lambda cluster: cluster.refuses("no such partition"), [], "SLURM refuses the jobs: "),
         (
-            lambda cluster: cluster.refuses("no such partition"),
-            "SLURM refuses the jobs: sbatch: error",
-        ),
-        (
-            lambda cluster: (cluster.folder / "sbatch").unlink(),
+            has_no_sbatch,
+            [],
             "hydra/launcher=slurm: sbatch, srun not",
         ),
     ],
 )
 def test_a_cluster_that_takes_no_job_is_one_line_and_status_2(
-    cluster, tmp_path, monkeypatch, capsys, prepare, message
+    cluster, tmp_path, monkeypatch, capsys, prepare, words, message
 ):
-    prepare(cluster)
+    if prepare is not None:
+        prepare(cluster)
     monkeypatch.chdir(tmp_path)
     if not (cluster.folder / "sbatch").exists():
         monkeypatch.setenv("PATH", str(cluster.folder))  # this machine may have SLURM
-    assert main(["-m", *COMMAND, "hydra.sweep.dir=sweep"]) == 2
+    assert main(["-m", *COMMAND, "hydra.sweep.dir=sweep", *words]) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"gr-sweep: {message}") and said.count("\n") == 1
+    assert said.startswith("gr-sweep: ") and said.count("\n") == 1 and message in said
 
 
 @pytest.mark.parametrize(("state", "cancelled"), [("RUNNING", False), ("CANCELLED", True)])
