@@ -219,12 +219,13 @@ def test_names_from_outside_stay_text(tmp_path: Path, open_page: Open) -> None:
     prompt = {"domain": "biology", "document": "b", "prompt": evil, "reference": " it ends"}
     for seed in range(2):
         job = write_job(
-            tmp_path / "sweep", seed=seed, overrides=[f"job{seed}"], command=evil,
+            tmp_path / "sweep", seed=seed, overrides=[f"job={'x' * 90}{seed}"], command=evil,
             settings={"partition.name": evil},
         )  # fmt: skip
         content = {"format": 1, "prompts": [prompt | {"samples": samples}]}
         (job / "samples.json").write_text(json.dumps(content))
-    page = open_page(write_report(tmp_path / "sweep"))
+    page = open_page(write_report(tmp_path / "sweep"), width=390)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390, "long names wrap"
     page.locator("#settings-table tbody a").first.click()
     page.locator("#job .main-svg").first.wait_for()
     for fold in page.locator("#job summary").all():
