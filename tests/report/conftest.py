@@ -212,6 +212,7 @@ def write_job(
     )  # fmt: skip
     metrics, intervals = summarize_losses(rows, DOMAINS, seed=seed, resamples=resamples)
     metrics[registry.COST_TOKENS_PER_SECOND.key] = float(rng.normal(9000, 300))
+    metrics[registry.COST_TRAIN_SECONDS.key] = 104.2
     metrics[registry.COST_PARAMETERS.key] = 4.3e6
     if edges != "none":
         metrics[registry.FOREIGN_DROPOUT.key] = foreign_dropout
