@@ -45,7 +45,7 @@ def said(
 def test_edges_are_compared(said: list[str], sweep: Path) -> None:
     frame = gr_sweep.results(sweep).set_index("label")
     for label, loss in frame["mean_served_loss"].items():
-        [line] = [line for line in said if str(label) in line.split()]
+        [line] = [line for line in said if str(label) in line]
         assert f"{loss:.3f}" in line.split()
     for name in ("compare_edges.html", "curves.html"):
         assert "edges=weight" in (sweep / name).read_text("utf-8")
