@@ -297,5 +297,5 @@ def test_impossible_rounds_are_refused(make_config):
             make_config(**parts)
     with pytest.raises(ConfigError, match=r"round 1 of procedure\.rounds has 1 of 3 steps"):
         phases_of(make_config(steps=3, procedure={"rounds": 3, "dense": 1.0}))
-    with pytest.raises(PlanError, match="gets none in any layer"):
+    with pytest.raises(PlanError, match="gets no hidden units"):
         plan_of_last_round(make_config(procedure={"rounds": 8}), shape_of("tiny"))
