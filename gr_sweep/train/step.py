@@ -106,7 +106,8 @@ def training_forward(token_losses: TokenLosses, config: TrainConfig) -> Forward:
         # Each decoder layer keeps only its input and is recomputed in the backward pass (Chen et
         # al. 2016, arXiv 1604.06174). Not reentrant: works with module hooks and when compiled.
         model: Any = token_losses.model
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable = getattr(model, "activation_checkpointing_enable", None)  # its newer name
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     if not config.compile:
         return token_losses
     # Graphs of an earlier job in this process are of no use, and count towards the number after
@@ -240,11 +241,11 @@ def train_step(
             is_last = index == len(rows) - 1
             forward.set_requires_all_reduce(is_last)
             forward.set_reshard_after_backward(is_last, recurse=False)
-        with routed.batch(counts, step=step, rows=part, next_NT=tokens_NS[:, 1:]):
-            with (
-                precision_context(tokens_NS.device, config.precision),
-                _attention(tokens_NS, config),
-            ):
+        with (
+            routed.batch(counts, step=step, rows=part, next_NT=tokens_NS[:, 1:]),
+            _attention(tokens_NS, config),  # of layers that are recomputed too
+        ):
+            with precision_context(tokens_NS.device, config.precision):
                 loss_sum, losses_NT = forward(tokens_NS)
             (loss_sum / tokens_per_step).backward()
         sizes = Counter[str]()

@@ -29,6 +29,18 @@ def test_precision_auto_is_bfloat16_on_cuda_and_on_a_cpu_that_has_products_in_it
         assert not is_bfloat16(device, Precision.float32)
 
 
+def test_layers_are_recomputed_with_the_kernel_of_attention_that_they_were_computed_with():
+    """On a CPU that of short sequences in bfloat16 is another one than torch would take."""
+    routed = route_model(tiny_model().float(), RoutePlan.none(domains=["code"]))
+    train = TrainConfig(
+        precision=Precision.bfloat16,
+        activation_checkpointing=True,
+        batch_sequences=2,
+        sequence_length=8,
+    )
+    JobStep(routed, train, {"code": 2}, torch.device("cpu")).run()
+
+
 @pytest.mark.parametrize("edges", ["none", "both"])
 def test_a_frozen_core_stays_bit_for_bit_without_gradient_moments_or_decay(edges):
     model = tiny_model("qwen3", tie_word_embeddings=True)
