@@ -141,6 +141,7 @@ def test_two_processes_leave_what_one_leaves_and_say_it_once(program, alone):
 
 
 @pytest.mark.dist
+@pytest.mark.slow
 def test_rows_that_do_not_divide_are_one_line_of_all_processes(tmp_path):
     task = start_two(tmp_path, "train.batch_sequences=9")
     _, err = task.communicate(timeout=300)

@@ -96,7 +96,9 @@ def test_a_job_and_its_export_have_equal_results(program):
 
 
 @has_harness
-@pytest.mark.parametrize("task", ["no_such_task", "missing.yaml"])
+@pytest.mark.parametrize(
+    "task", ["missing.yaml", pytest.param("no_such_task", marks=pytest.mark.slow)]
+)
 def test_a_task_that_cannot_be_loaded_ends_the_job_in_one_line(program, task):
     status, _, error = program.run("debug=default", f"eval.tasks=[{task}]", "tracking=off")
     assert status == 2 and f"eval.tasks=[{task}]" in error.splitlines()[-1]
