@@ -165,12 +165,22 @@ def local_files(data: DataConfig, source: str) -> list[Path]:
 
 
 def _files_of(entry: Path) -> list[Path]:
-    """The file, or the files below the folder, without hidden ones such as .git/config."""
-    if entry.is_file():
-        return [entry]
-    below = (path for path in entry.rglob("*") if path.is_file())
-    is_hidden = re.compile(r"(^|/)\.").search
-    return sorted(path for path in below if not is_hidden(path.relative_to(entry).as_posix()))
+    """The file, or the files below the folder, without hidden ones such as .git/config. Links are
+    followed, and a folder that has several paths is read once."""
+    if not entry.is_dir():
+        return [entry] if entry.is_file() else []
+    found: list[Path] = []
+    seen = set()
+    for folder, folders, names in os.walk(entry, onerror=_refuse, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = sorted(n for n in folders if real not in seen and not n.startswith("."))
+        found += (Path(folder, n) for n in names if real not in seen and not n.startswith("."))
+        seen.add(real)
+    return sorted(path for path in found if path.is_file())
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
 def hub_files(source: HubSource) -> list[Path]:

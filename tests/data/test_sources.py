@@ -1,6 +1,8 @@
 import csv
+import errno
 import io
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -115,6 +117,26 @@ def test_root_contains_a_file_or_a_folder_for_each_source(tmp_path):
     data = DataConfig(kind=DataKind.local, root=str(tmp_path))
     assert local_files(data, "code") == [tmp_path / "code.jsonl.gz"]
     assert local_files(data, "tales") == [tmp_path / "tales/a/1.txt", tmp_path / "tales/b/2.txt"]
+
+
+def test_folders_behind_links_are_read_once_and_unreadable_ones_refused(tmp_path, monkeypatch):
+    for name in ("a/1.txt", "elsewhere/2.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("x")
+    (tmp_path / "a/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "a")
+    data = DataConfig(kind=DataKind.local, root=str(tmp_path))
+    assert local_files(data, "a") == [tmp_path / "a/1.txt", tmp_path / "a/link/2.txt"]
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("link"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"a/link: cannot be read \(Permission denied"):
+        local_files(data, "a")
 
 
 def test_paths_take_globs_and_names_with_odd_characters(tmp_path):
