@@ -4,6 +4,7 @@ JSON is not read by `datasets`, which infers one schema for all records: it turn
 timestamps and stops at fields whose type varies. `pyarrow` is imported only where it is needed.
 """
 
+import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ COMPRESSED = (".gz", ".bz2", ".zst")
 _TABLES = (".csv", ".tsv", ".parquet")
 _LINES = (".jsonl", ".ndjson")
 _ROWS = 1024
+_LARGEST_FIELD = 4 * LARGEST_TEXT
 _LINE = 1 << 16
 """Characters of a text that are read at once."""
 
@@ -61,7 +63,8 @@ def read_file(
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     suffix = next((s for s in reversed(suffixes) if s not in COMPRESSED), "")
     if suffix in _TABLES:
-        rows = _rows(path, suffix, [text_field, *columns])
+        columns = [text_field, *columns]
+        rows = _parquet_rows(path, columns) if suffix == ".parquet" else _rows(path, suffix)
         yield from (record_of(row, text_field) for row in rows)
         return
     with _open(path) as text:
@@ -124,16 +127,28 @@ def _json_values(text: TextIO, suffix: str) -> Iterator[Any]:
         yield from value if isinstance(value, list) and suffix not in _LINES else [value]
 
 
-def _rows(path: Path, suffix: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a table; of Parquet only these columns."""
-    import pandas
+def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of these columns, of which absent ones are ignored, but not the first."""
     import pyarrow.parquet
 
-    if suffix == ".parquet":
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(_ROWS, columns=columns):
-            yield from batch.to_pylist()
-    else:
-        options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "chunksize": _ROWS}
-        delimiter = "," if suffix == ".csv" else "\t"
-        for table in pandas.read_csv(path, sep=delimiter, encoding="utf-8-sig", **options):
-            yield from table.to_dict("records")
+    file = pyarrow.parquet.ParquetFile(path)
+    names = file.schema_arrow.names
+    if columns[0] not in names and columns[0].split(".")[0] not in names:
+        record_of(dict.fromkeys(names), columns[0])  # raises
+    for batch in file.iter_batches(_ROWS, columns=columns):
+        yield from batch.to_pylist()
+
+
+def _rows(path: Path, suffix: str) -> Iterator[dict[str, Any]]:
+    """The rows of a CSV or TSV file, each with as many fields as the header."""
+    csv.field_size_limit(_LARGEST_FIELD)
+    with _open(path) as text:
+        rows = csv.DictReader(text, delimiter="," if suffix == ".csv" else "\t", strict=True)
+        try:
+            for row in rows:
+                if None in row or None in row.values():
+                    much = "more" if None in row else "fewer"
+                    raise ValueError(f"line {rows.reader.line_num}: {much} fields than the header")
+                yield row
+        except csv.Error as error:
+            raise ValueError(f"line {rows.reader.line_num}: {error}") from None
