@@ -112,7 +112,12 @@ def _documents(
     """
     number = num_left = 0
     try:
-        for number, record in enumerate(records, start=1):
+        while True:
+            number += 1  # here, so that it is also right where the record cannot be read
+            try:
+                record = next(records)
+            except StopIteration:
+                break
             if record is None:
                 continue
             if len(record.text) > LARGEST_TEXT:
@@ -130,7 +135,7 @@ def _documents(
                 else:
                     yield Document(domain, text, text_id(text))
     except (OSError, EOFError, ValueError) as error:
-        said = f"{where}: cannot read record {number + 1} ({first_line(error)})"
+        said = f"{where}: cannot read record {number} ({first_line(error)})"
         raise DataError(said) from error
     if num_left:
         logger.info("%s: %d documents fit no rule of the partition", where, num_left)
@@ -151,7 +156,8 @@ def local_files(data: DataConfig, source: str) -> list[Path]:
         assert data.root is not None  # checks.validate
         where = os.path.expanduser(data.root)
         is_named = re.compile(re.escape(source) + r"(\.\w+)?(\.(gz|bz2|zst))?").fullmatch
-        entries = sorted(entry for entry in Path(where).glob("*") if is_named(entry.name))
+        named = sorted(entry for entry in Path(where).glob("*") if is_named(entry.name))
+        entries = [entry for entry in named if entry.name == source or not entry.is_dir()]
         if len(entries) > 1:
             names = " and ".join(entry.name for entry in entries)
             raise DataError(f"{where} contains {names}; choose one with data.paths.{source}")

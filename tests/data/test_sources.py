@@ -114,6 +114,8 @@ def test_root_contains_a_file_or_a_folder_for_each_source(tmp_path):
         (tmp_path / "tales" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tales" / name).write_text("x")
     (tmp_path / "codes.jsonl").write_text("")
+    (tmp_path / "code.old").mkdir()
+    (tmp_path / "code.old/1.txt").write_text("x")
     data = DataConfig(kind=DataKind.local, root=str(tmp_path))
     assert local_files(data, "code") == [tmp_path / "code.jsonl.gz"]
     assert local_files(data, "tales") == [tmp_path / "tales/a/1.txt", tmp_path / "tales/b/2.txt"]
@@ -165,6 +167,7 @@ UNREADABLE: dict[str, tuple[str, bytes, str]] = {
     "a Parquet file without text": ("a.parquet", parquet({"body": ["a"]}), "the fields are body"),
     "an array without end": ("a.json", b'[{"text": "x"},', "cannot read record 1"),
     "cut within a line": ("a.jsonl", CUT, "cannot read record 6 (line 7: U"),
+    "half a character": ("a.jsonl", LINES + b'{"text": "\\ud800"}', "cannot read record 6 ("),
     "text is null": ("a.jsonl", b'{"text": null}\n', "got None; the fields are text"),
     "hidden files only": ("a/.x.jsonl", LINES, "source a has no file"),
 }
