@@ -58,8 +58,13 @@ def open_or_build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> d
     # Not a lock of the file system, which other machines may not see.
     lease = SoftFileLease(f"{folder}.lock", lease_duration=SILENT_S)
     while manifest is None:
-        with contextlib.suppress(Timeout), lease.acquire(timeout=0):
-            return _manifest(folder) or _built(folder, build, lease)
+        try:
+            with contextlib.suppress(Timeout), lease.acquire(timeout=0):
+                return _manifest(folder) or _built(folder, build, lease)
+        except OSError as error:
+            if is_full(error):
+                raise _full(folder, error) from error
+            raise
         time.sleep(_WAIT_S)
         manifest = _manifest(folder)  # without the lock: many may wait
     return manifest
@@ -89,10 +94,14 @@ def _built(
         if is_full(error) or not progress.exists():
             shutil.rmtree(building, ignore_errors=True)
         if is_full(error):
-            instead = "set data.cache or GR_SWEEP_CACHE to a folder on another disk"
-            raise full_disk(folder, error, instead=instead) from error
+            raise _full(folder, error) from error
         raise
     return manifest
+
+
+def _full(folder: Path, error: BaseException) -> JobError:
+    instead = "set data.cache or GR_SWEEP_CACHE to a folder on another disk"
+    return full_disk(folder, error, instead=instead)
 
 
 def _check_held(lease: SoftFileLease, error: BaseException | None = None) -> None:
@@ -109,7 +118,8 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest; None if the folder, or a file of it, is missing or of another size."""
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-        if manifest["files"] == _sizes(folder):
+        sizes = _sizes(folder)
+        if all(sizes.get(name) == size for name, size in manifest["files"].items()):
             return manifest
     except (OSError, ValueError, LookupError):
         if not folder.exists():

@@ -109,6 +109,22 @@ def test_a_damaged_cache_is_built_again_with_a_warning(tmp_path, caplog, damage)
     assert (folder / "tokens").read_bytes() == bytes(range(100))
 
 
+def test_a_stray_file_does_no_harm(tmp_path):
+    made = open_or_build(tmp_path / "cache", build)
+    (tmp_path / "cache" / ".nfs0001").write_text("x")
+    assert open_or_build(tmp_path / "cache", build_slowly) == made
+    assert not (tmp_path / "builds").exists()
+
+
+def test_a_disk_that_is_full_before_the_build_is_named(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "cache.lock")
+
+    monkeypatch.setattr(cache.SoftFileLease, "acquire", refuse)
+    with pytest.raises(JobError, match=r"cache cannot be written: No space left .*data\.cache"):
+        open_or_build(tmp_path / "cache", build)
+
+
 def test_digests_follow_the_content_and_not_the_name(tmp_path):
     one, two, memory = tmp_path / "one", tmp_path / "two", tmp_path / "cache" / CONTENTS
     one.write_text("text")
