@@ -7,6 +7,7 @@ not known here.
 import contextlib
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import time
@@ -43,10 +44,14 @@ def open_or_build(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> d
     Raises:
         DataError: the parent folder cannot be written.
         JobError: the disk is full: nothing is left. Or this process stood still, and another one
-            has taken its place.
+            has taken its place. Or a script without `if __name__ == "__main__"` runs once more, in
+            a process that it has started, which would wait for the script itself.
     """
     if (manifest := _manifest(folder)) is not None:
         return manifest
+    # multiprocessing sets this while a process that it has started imports the script.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise JobError('the script needs `if __name__ == "__main__":` around what it runs')
     with contextlib.suppress(OSError):
         folder.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(folder.parent, os.W_OK):

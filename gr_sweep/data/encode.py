@@ -3,12 +3,15 @@
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -56,9 +59,19 @@ def encoded(
     else:
         return
     logger.info("tokenising in %d processes", num_processes())
-    pool = ProcessPoolExecutor(
-        num_processes(), multiprocessing.get_context("spawn"), _begin, (tokenizer,)
-    )
+    # In a file, since to start a process with much data never ends if that process ends early.
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(pickle.dumps(tokenizer))
+        file.flush()
+        yield from _encoded_by_others(file.name, batches)
+
+
+def _encoded_by_others(
+    tokenizer: str, batches: Iterator[tuple[Batch, list[str]]]
+) -> Iterator[tuple[Batch, list[np.ndarray]]]:
+    """As `encoded`, with the path of a pickled tokenizer."""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(num_processes(), context, _begin, (tokenizer,))
     pending: deque[tuple[Batch, Future[list[np.ndarray]]]] = deque()
     try:
         for batch, texts in batches:
@@ -70,17 +83,18 @@ def encoded(
             yield batch, tokens.result()
     except BrokenProcessPool as error:
         raise JobError(
-            "a process that tokenised text ended: the lines above say why, or the system killed it "
-            "for lack of memory; start the same command again, it goes on with what is tokenised"
+            "a process that tokenised text ended: the lines above say why, as for a script without "
+            '`if __name__ == "__main__":`, or the system killed it for lack of memory; start the '
+            "same command again, it goes on with what is tokenised"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(tokenizer: Tokenizer) -> None:
+def _begin(tokenizer: str) -> None:
     """Prepares a process that tokenises."""
     global _tokenizer
-    _tokenizer = tokenizer
+    _tokenizer = pickle.loads(Path(tokenizer).read_bytes())
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # no threads beside the processes
     # Signals go to all processes of a terminal or of a SLURM job; the main one decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -125,6 +125,17 @@ def test_a_disk_that_is_full_before_the_build_is_named(tmp_path, monkeypatch):
         open_or_build(tmp_path / "cache", build)
 
 
+def test_a_script_that_runs_again_in_a_process_it_started_does_not_wait(tmp_path, monkeypatch):
+    process = multiprocessing.current_process()
+    monkeypatch.setattr(process, "_inheriting", True, raising=False)
+    with pytest.raises(JobError, match="the script needs `if __name__"):
+        open_or_build(tmp_path / "cache", build)
+    monkeypatch.delattr(process, "_inheriting")
+    made = open_or_build(tmp_path / "cache", build)
+    monkeypatch.setattr(process, "_inheriting", True, raising=False)
+    assert open_or_build(tmp_path / "cache", build) == made
+
+
 def test_digests_follow_the_content_and_not_the_name(tmp_path):
     one, two, memory = tmp_path / "one", tmp_path / "two", tmp_path / "cache" / CONTENTS
     one.write_text("text")

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,3 +56,31 @@ def test_what_a_tokenizer_prints_and_signals_to_all_processes_change_nothing():
 def test_an_error_of_a_process_is_raised(order, error, said):
     with pytest.raises(error, match=said):
         results("a", "b", order, *"cdefghij")
+
+
+UNGUARDED = """
+import sys
+from pathlib import Path
+from gr_sweep.data import encode
+from gr_sweep.data.cache import open_or_build
+
+class Tokenizer:
+    words = "x" * 1_000_000  # more than a pipe holds
+    def __init__(self): self.mine = self.words
+    def encode(self, texts): return texts
+
+encode.POOL_FROM_CHARACTERS = 1
+encode.usable_cores = lambda: 2
+batches = ((number, ["text"]) for number in range(9))
+open_or_build(Path(sys.argv[1]), lambda _: dict(encode.encoded(Tokenizer(), batches)))
+"""
+
+
+@pytest.mark.slow
+def test_a_script_without_a_guard_ends_and_says_so(tmp_path):
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "cache")]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert "JobError: the script needs `if __name__" in done.stderr
+    assert "as for a script without `if __name__" in done.stderr.splitlines()[-1]
