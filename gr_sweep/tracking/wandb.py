@@ -18,6 +18,7 @@ Written for wandb 0.31, where `wandb.init` without `mode` prompts on a terminal.
 import contextlib
 import logging
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -112,13 +113,17 @@ def resolve_mode(mode: TrackingMode) -> TrackingMode:
     if mode is not TrackingMode.auto:
         return mode
     try:
-        wanted, is_online = wandb_settings().mode, has_key()
+        wanted = wandb_settings().mode
     except ConfigError as error:
         _log.warning("%s; this job does not log to W&B", error)
         return TrackingMode.off
     if wanted == "disabled":
         return TrackingMode.off
-    is_online = is_online and wanted not in ("offline", "dryrun")
+    try:
+        is_online = wanted not in ("offline", "dryrun") and has_key()
+    except ConfigError as error:
+        _log.warning("%s; logging offline instead", error)
+        is_online = False
     return TrackingMode.online if is_online else TrackingMode.offline
 
 
@@ -132,7 +137,12 @@ def set_up() -> None:
 
 def one_line(error: Exception) -> str:
     """An error of wandb in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return without_password(" ".join(str(error).split())) or type(error).__name__
+
+
+def without_password(said: str) -> str:
+    """The text without the user and the password of its URLs, `https://user:password@host`."""
+    return re.sub(r"//\S*@", "//", said)
 
 
 def offline_logs(folder: Path) -> list[Path]:
@@ -186,7 +196,7 @@ class WandbTracker(JsonlTracker):
             self._run.define_metric(STEP_FIELD, hidden=True)
             self._run.define_metric("*", step_metric=STEP_FIELD)
             if not self._run.offline:
-                _log.info("W&B run: %s", self._run.url)
+                _log.info("W&B run: %s", without_password(self._run.url or ""))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds the row to both; in W&B with the axis `gr_sweep/step`."""

@@ -13,6 +13,7 @@ import wandb_workspaces.workspaces as ws
 from gr_sweep.metrics import registry
 from gr_sweep.metrics.registry import Metric
 from gr_sweep.tracking.base import HEAT_MAP, STEP_FIELD
+from gr_sweep.tracking.wandb import without_password
 
 ADDED = "gr_sweep"
 """Entry of a run's config that `gr-sweep dashboard` adds; a job's own config does not have it."""
@@ -198,7 +199,8 @@ def save(
         blocks += [wr.H2(section), wr.PanelGrid(runsets=[runset], panels=panels)]
     report.blocks = blocks
     report.save()
-    return {"workspace": str(workspace.url), "report": str(report.url)}
+    urls = {"workspace": workspace.url, "report": report.url}
+    return {kind: without_password(str(url)) for kind, url in urls.items()}
 
 
 def _existing(kind: Any, url: str | None) -> Any:

@@ -17,7 +17,14 @@ import wandb
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from gr_sweep.errors import ConfigError, JobError
-from gr_sweep.tracking.wandb import has_key, one_line, set_up, synced_marker, wandb_settings
+from gr_sweep.tracking.wandb import (
+    has_key,
+    one_line,
+    set_up,
+    synced_marker,
+    wandb_settings,
+    without_password,
+)
 
 API_TIMEOUT_S = 20
 """Timeout of a request to the server."""
@@ -63,7 +70,7 @@ def request_errors() -> Iterator[None]:
         *(wandb.Error, WandbApiFailedError, OSError, ValueError),
         *(LookupError, TypeError, AttributeError),  # of the library, for an unexpected answer
     ) as error:
-        server = wandb_settings().base_url
+        server = without_password(wandb_settings().base_url)
         raise JobError(f"W&B at {server} cannot be used: {one_line(error)}") from error
 
 
@@ -95,7 +102,7 @@ def upload(log: Path) -> str:
         synced_marker(log).unlink(missing_ok=True)
     elif not synced_marker(log).exists():
         errors = lines[-1:] or ["wandb sync said nothing"]
-    return "; ".join(errors)
+    return without_password("; ".join(errors))
 
 
 def runs(api: wandb.Api, place: str, ids: Sequence[str]) -> dict[str, Any]:

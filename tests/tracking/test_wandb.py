@@ -20,7 +20,7 @@ from gr_sweep.errors import ConfigError
 from gr_sweep.tracking import check_tracking
 from gr_sweep.tracking import wandb as tracking_wandb
 from gr_sweep.tracking.base import agents_run_id
-from gr_sweep.tracking.wandb import has_key, resolve_mode
+from gr_sweep.tracking.wandb import has_key, offline_logs, one_line, resolve_mode
 from tests.tracking.conftest import KEY
 from tests.tracking.stub_server import StubRun, StubServer
 from tests.tracking.tracked_job import SUMMARY, act, run, tracked
@@ -261,6 +261,13 @@ def test_the_mode_follows_the_key_and_wandbs_own_settings(
         wandb.teardown()  # forgets what it read
         monkeypatch.setenv("WANDB_MODE", wanted)
         assert resolve_mode(TrackingMode.auto) is expected
+    # What is logged offline can be uploaded with a key that is right.
+    wandb.teardown()
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "not a key")
+    assert resolve_mode(TrackingMode.auto) is TrackingMode.offline
+    run(tmp_path / "job", "offline", "log=1:2", "finish")
+    assert offline_logs(tmp_path / "job")
     # A variable that wandb refuses costs only the W&B run.
     wandb.teardown()
     monkeypatch.setenv("WANDB_BASE_URL", "x.y")
@@ -268,6 +275,11 @@ def test_the_mode_follows_the_key_and_wandbs_own_settings(
 
 
 # Secrets and silence
+
+
+def test_errors_do_not_show_the_password_of_a_url() -> None:
+    said = one_line(ValueError("no answer of\nhttps://user:secret@w.example/api"))
+    assert said == "no answer of https://w.example/api"
 
 
 def test_no_secret_is_left_nothing_is_printed_and_no_foreign_process_used(

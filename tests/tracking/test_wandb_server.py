@@ -133,6 +133,7 @@ def test_a_server_that_is_away_is_one_line_in_seconds(
     monkeypatch.setattr(wandb_server, "API_TIMEOUT_S", 2)
     server.delay_s = 600.0
     begun = time.monotonic()
+    monkeypatch.setenv("WANDB_BASE_URL", server.url.replace("//", "//user:secret@"))
     assert main(["dashboard", str(one_job.parent)]) == 2
     assert time.monotonic() - begun < 100
     said = capsys.readouterr()
