@@ -33,8 +33,10 @@ def check_domains(domains: Iterable[str]) -> tuple[str, ...]:
     """Checks labels and returns them as a tuple, in the same order.
 
     Raises:
-        ConfigError: the list is empty, or a label is not a valid name.
+        ConfigError: no list, an empty one, or a label that is not a valid name.
     """
+    if isinstance(domains, str):
+        raise ConfigError(f"expected a list of domains, such as [code], not {domains!r}")
     domains = tuple(domains)
     if not domains:
         raise ConfigError("no domains given; a partition needs one, for example [code, biology]")

@@ -31,6 +31,7 @@ def test_a_node_stands_for_the_labels_at_and_below_it():
         (["code", "code"], "'code' is given twice"),
         (["a b"], "invalid domain 'a b'"),
         (["core"], "reserved"),
+        ("code", "expected a list of domains"),
     ],
 )
 def test_invalid_labels_are_refused(domains, message):
