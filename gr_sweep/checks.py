@@ -158,6 +158,12 @@ def _check_data(data: DataConfig, partition: PartitionConfig, domains: tuple[str
         _check_known(f"data.weights.{domain}", domain, domains)
     if all(data.weights.get(domain, 1.0) == 0 for domain in domains):
         raise ConfigError("data.weights gives no domain a weight above 0")
+    for name, share in (
+        ("partition.mislabelled", partition.mislabelled),
+        ("data.spurious", data.spurious),
+    ):
+        if share and len(domains) == 1:
+            raise ConfigError(f"{name}={share} needs a domain beside {domains[0]}")
     split = data.split
     if split not in (None, "paragraphs") and not (type(split) is int and split > 0):
         raise invalid("data.split", split, "paragraphs, a number of characters, or null")
@@ -284,7 +290,8 @@ def _check_procedure(config: RunConfig, resolved: RunConfig, domains: tuple[str,
 def _check_alternate(config: RunConfig, domains: tuple[str, ...]) -> None:
     method, plan, procedure = config.method, config.plan, config.procedure
     num_rounds = len(round_lengths(procedure.rounds))
-    if len(domains) * procedure.children ** (num_rounds - 1) > MAX_LABELS:
+    missing = [max(0, num_rounds - len(domain.split("/"))) for domain in domains]
+    if sum(procedure.children**levels for levels in missing) > MAX_LABELS:
         raise ConfigError(
             f"{num_rounds} rounds with procedure.children={procedure.children} end with more than "
             f"{MAX_LABELS} experts; use fewer procedure.rounds or procedure.children"

@@ -178,3 +178,11 @@ def test_a_dense_run_is_attacked_only_where_it_unlearns_first():
     assert dense.relearn_steps is None and not dense.calibrate
     assert unlearned.relearn_steps == 50 and unlearned.calibrate
     assert routed.relearn_steps == 50 and routed.unlearn_steps is None
+
+
+def test_labels_that_are_deep_already_are_not_counted_as_divided():
+    settings = {"procedure__name": ProcedureKind.alternate, "procedure__rounds": 3}
+    settings |= {"procedure__children": 100}
+    assert validate(config_of("a/b/c", "b/b/c", **settings))
+    with pytest.raises(ConfigError, match="end with more than"):
+        validate(config_of("a", "b/b/c", **settings))
