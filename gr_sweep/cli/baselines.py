@@ -5,12 +5,14 @@ differs in width. Whatever those settings are, the composed config of a dense ru
 so the run is there once.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 
 from gr_sweep.cli.check_fit import parts_of
 from gr_sweep.cli.overrides import without
 from gr_sweep.config import UNROUTED, Baseline, Method, RunConfig, unlabelled_shares
 from gr_sweep.domains import expand, is_under
+from gr_sweep.errors import ConfigError
 from gr_sweep.model.sizes import shape_of
 from gr_sweep.planning import expert_widths
 
@@ -21,6 +23,8 @@ routed run is worth is read off."""
 _OF_ROUTING = (
     "method", "edges", "plan", "route", "procedure", "partition.unlabelled", "baselines",
 )  # fmt: skip
+_SETTING = re.compile(r"\$\\?\{(?!seed\\?\}|[\w.]+\\?:)")
+"""Start of an interpolation of a setting other than the seed; Hydra escapes its braces."""
 _UNLEARNING = "eval.unlearn_steps"
 _WIDTH = "model.intermediate_size"
 _ATTACKS = {"eval.calibrate": "false", "eval.relearn_steps": "null"}
@@ -40,10 +44,16 @@ def baselines_of(
         The job's overrides that the baseline shares, and those that make it the baseline.
 
     Raises:
-        ConfigError: `alone`, but the expert's width is unknown, or one that no run can have.
+        ConfigError: an override follows another setting, or the width of an expert of `alone` is
+            unknown, or one that no run can have.
     """
     if config.method.name in UNROUTED:
         return
+    if config.baselines and (found := next(filter(_SETTING.search, overrides), None)):
+        raise ConfigError(
+            f"{found}: baselines have other settings than their jobs; give values instead of "
+            "${...}, except ${seed}"
+        )
     routed = [*without(overrides, _OF_ROUTING), "baselines=[]"]
     plain = without(routed, ["partition.mislabelled"])
     setting, length = "train.steps", config.train.steps

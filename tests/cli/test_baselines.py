@@ -106,3 +106,8 @@ def test_methods_and_baselines_share_tokens_that_are_a_multiple_of_the_parameter
     alone = [job.config for job in found if job.config.method.name is Method.filtered]
     assert {config.model.intermediate_size for config in alone} == {128, None}
     assert {config.train.tokens for config in alone} == {20 * parameters}
+
+
+def test_an_override_of_a_job_with_baselines_may_follow_the_seed():
+    jobs = sweep("seed=0,1", "data.seed=${seed}", "baselines=[dense]").jobs
+    assert {(job.config.seed, job.config.data.seed) for job in jobs} == {(0, 0), (1, 1)}
