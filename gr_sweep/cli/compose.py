@@ -127,6 +127,9 @@ def _explained() -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from error
+    except RecursionError as error:
+        said = "settings are nested too deeply, or a config names itself in its defaults"
+        raise ConfigError(said) from error
 
 
 def _single(composer: Composer, lines: list[str]) -> Command:

@@ -68,7 +68,12 @@ class Composer:
 
     def parse(self, lines: Sequence[str]) -> list[Override]:
         """Parses overrides."""
-        return self._parser.parse_overrides(list(lines))
+        try:
+            return self._parser.parse_overrides(list(lines))
+        except HydraException:
+            raise
+        except ValueError as error:  # a number of more than 4300 digits
+            raise ConfigError(f"an override cannot be read: {error}") from error
 
     def compose_base(self, lines: Sequence[str]) -> None:
         """Composes `base` from the groups among the lines."""

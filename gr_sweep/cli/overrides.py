@@ -90,6 +90,9 @@ def explain(error: Exception, where: str = "") -> ConfigError:
         where = f"{above} has no setting" if above else "no setting"
         return ConfigError(f"{where} {name!r}; {allowed(name, names)}")
     said = str(cause).split("\n    full_key:")[0] or type(cause).__name__
+    group = key or key_of(where)
+    if group and "is not a subclass of" in said:  # train=5
+        said = f"{group} is a group of settings; set them one by one, as in {group}.NAME=VALUE"
     return ConfigError(f"invalid value for {key}: {said}" if key else f"{where}{said}")
 
 

@@ -21,10 +21,13 @@ trian.steps=1                           | no setting 'trian'; did you mean train
 train.stesp=1                           | train has no setting 'stesp'; did you mean steps? expected
 edges=weigth                            | invalid value for edges: 'weigth'; did you mean weight?
 baselines=[x]                           | invalid value for baselines[0]: Invalid value 'x'
+train=5                                 | train is a group of settings; set them one by one
 train.steps=abc                         | train.steps: Value 'abc' of type 'str' could not be
 edges=both,act                          | edges=both,act has several values: add -m
 plan.mlp_shared=1.5                     | plan.mlp_shared: 1.5; expected a number at least 0 and
 train.lr=nan                            | train.lr: nan; expected a finite number
+partition.domains={a:{}} method=dense data.spurious=0.1 | data.spurious=0.1 needs a domain beside a
+partition.domains={a:{}} method=dense partition.mislabelled=0.1 | needs a domain beside a
 data.split=lines                        | data.split: 'lines'; expected paragraphs, a number of
 partition.unlabelled={code:2}           | partition.unlabelled.code: 2; expected a number
 plan=forget plan.forget=[maths]         | plan.forget: unknown domain 'maths'
@@ -60,6 +63,7 @@ seed=${hydra:job.num}                   | or follow ${hydra:...}
 hydra.job.chdir=true                    | does not support hydra.job.chdir
 hydra/launcher=slurm hydra.launcher.nope=1 | hydra.launcher has no setting 'nope'; did you mean
 -m seed=0,1 hydra.sweep.subdir=../../x  | expected a folder within that of the sweep
+-m baselines=[dense] train.lr=${plan.mlp_shared} | give values instead of ${...}
 -m seed=range(2,0)                      | seed=range(2,0) has no values
 -m experiment=edges,seed_question       | experiment can change what is swept
 -m seed=range(0,1000) train.steps=range(1,1000) | more than 100000 jobs
@@ -78,6 +82,8 @@ for line in COMMANDS.strip().splitlines():
 
 CASES += [
     (["a\nb=1"], "cannot read"),
+    (["train.steps=" + "9" * 5000], "an override cannot be read: Exceeds the limit"),
+    (["data.weights=" + "[" * 1000 + "]" * 1000], "settings are nested too deeply"),
     (["data=local", "data.root='\x1b[31mred'"], r"data.root=\x1b[31mred is not a folder"),
 ]
 
@@ -109,6 +115,7 @@ def test_a_long_error_is_cut_and_stays_in_one_line():
 HEAD = "defaults: [base_partition, _self_]\n"
 FILES = {
     "broken yaml": ("partition=x", "name: [", "config cannot be composed"),
+    "itself": ("partition=x", "defaults: [x, _self_]\n", "a config names itself in its defaults"),
     "unknown key": ("partition=x", f"{HEAD}colour: red\n", "no setting 'colour'; expected one of"),
     "python tag": (
         "partition=x",
