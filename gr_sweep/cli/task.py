@@ -1,5 +1,6 @@
 """One job of a command, with all that a process needs to run it: it pickles, and needs no Hydra."""
 
+import contextlib
 import functools
 import gc
 import logging
@@ -135,7 +136,8 @@ class JobTask(Work):
             if connect().is_main:
                 if standing(self.folder).state is State.waiting:  # before it had the lock
                     said = repr(error) if is_bug else str(error)
-                    change_record(self.folder, state=State.failed, error=said, is_bug=is_bug)
+                    with contextlib.suppress(OSError):  # the error below says more
+                        change_record(self.folder, state=State.failed, error=said, is_bug=is_bug)
                 raise
             # The main process says why. A task that fails first could end the others before that.
             if is_bug:

@@ -148,7 +148,9 @@ def _note_exit(work: Work, process: Process) -> None:
     hint = " (out of memory?)" if status == -signal.SIGKILL else ""
     said = f"its process ended {how}{hint}; see {work.folder / OUTPUT}"
     # A killed job resumes when it is started again.
-    change_record(work.folder, state=State.stopped if status < 0 else State.failed, error=said)
+    state = State.stopped if status < 0 else State.failed
+    with contextlib.suppress(OSError):  # a full disk does not stop the other jobs
+        change_record(work.folder, state=state, error=said)
 
 
 def _stop(processes: Iterable[Process]) -> None:

@@ -1,5 +1,6 @@
 """Jobs in parallel on one machine: slots, memory, and how jobs end; small functions act as jobs."""
 
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import torch
 from gr_sweep.config import RunConfig
 from gr_sweep.errors import ConfigError
 from gr_sweep.jobdir import State, standing
+from gr_sweep.launch import local
 from gr_sweep.launch.local import (
     LocalParallelConfig,
     run_side_by_side,
@@ -99,6 +101,18 @@ def test_a_job_of_another_process_is_waited_for(tmp_path, cores):
     run_side_by_side([job], slots_of(LocalParallelConfig(), [CONFIG]))
     assert states([job]) == [State.done] and not (job.folder / "output.log").exists()
     other.join()
+
+
+def test_a_full_disk_under_the_record_of_a_killed_job_does_not_stop_the_others(
+    tmp_path, cores, monkeypatch
+):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(local, "change_record", full)
+    killed = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    killed.wait()
+    local._note_exit(works(tmp_path, "")[0], killed)
 
 
 PARENT = """
