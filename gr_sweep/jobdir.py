@@ -180,27 +180,44 @@ def _is_alive(folder: Path, holder: Holder | None) -> bool:
     return False
 
 
+def _acquire(lease: SoftFileLease, waits: bool) -> bool:
+    """Whether it has acquired the lease; the lease itself takes over that of an ended process. One
+    that has no heartbeat now gets the time to show one."""
+    before, end = _heartbeat(lease), time.monotonic() + 1.5 * SILENT_S
+    is_waiting = False
+    while True:
+        try:
+            lease.acquire(timeout=_PROBE_S)
+            return True
+        except Timeout as error:
+            is_elsewhere = "cannot probe" in str(error)  # another machine or container
+        last = _heartbeat(lease)
+        if time.monotonic() > end or (last is not None and last != before):
+            return False
+        if not is_waiting and last is not None:
+            is_silent = time.time() - last > SILENT_S / 2  # a heartbeat is due each third of it
+            if not (is_silent or (waits and is_elsewhere)):
+                return False
+            logger.info("%s: waiting for a heartbeat", lease.lock_file)
+            is_waiting = True
+
+
+def _heartbeat(lease: SoftFileLease) -> float | None:
+    """When the lease had its last heartbeat; None if nobody holds it."""
+    with contextlib.suppress(OSError):
+        return os.stat(lease.lock_file).st_mtime
+    return None
+
+
 @contextlib.contextmanager
 def _alone(folder: Path, *, waits: bool = False) -> Iterator[None]:
     """Raises JobLockedError if another process works in the folder; `waits` for the heartbeat of
     one on another machine that may have ended a moment ago."""
-    record, lock, timeout_s = read_record(folder), folder / LOCK, _PROBE_S
-    if record.holder is not None and record.holder.host != socket.gethostname():
-        with contextlib.suppress(OSError):
-            if time.time() - lock.stat().st_mtime > 1.5 * SILENT_S:  # clocks differ by less
-                lock.unlink()
-            elif waits:
-                logger.info("%s ran this job: waiting for its heartbeat", record.holder)
-                timeout_s = 1.5 * SILENT_S
-    lease = SoftFileLease(lock, lease_duration=SILENT_S)
-    try:
-        lease.acquire(timeout=timeout_s)
-    except Timeout:
+    record, lease = read_record(folder), SoftFileLease(folder / LOCK, lease_duration=SILENT_S)
+    if not _acquire(lease, waits):
         who = f"{record.holder or 'another process'}"
         since = f" since {record.since}" if record.since else ""
-        raise JobLockedError(
-            f"{folder} is being run by {who}{since}; wait for it, or stop it"
-        ) from None
+        raise JobLockedError(f"{folder} is being run by {who}{since}; wait for it, or stop it")
     try:
         yield
     finally:

@@ -161,6 +161,42 @@ def test_a_job_of_another_machine_keeps_its_folder_while_it_has_a_heartbeat(tmp_
     begin(tmp_path)
 
 
+@pytest.mark.parametrize("holder", [None, Holder.here()])
+def test_a_lock_of_a_container_that_is_gone_is_taken_over(tmp_path, monkeypatch, holder):
+    monkeypatch.setattr(jobdir, "SILENT_S", 0.4)
+    monkeypatch.setattr(jobdir, "_PROBE_S", 0.1)
+    run_elsewhere(tmp_path)  # as a PID namespace does, which filelock adds to the name of the host
+    os.utime(tmp_path / LOCK, (0, 0))
+    Record(State.running, holder=holder).write(tmp_path)
+    begin(tmp_path)
+
+
+def test_a_stale_lock_is_not_removed_under_a_process_that_took_it_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobdir, "SILENT_S", 0.4)
+    monkeypatch.setattr(jobdir, "_PROBE_S", 0.1)
+    run_elsewhere(tmp_path)
+    os.utime(tmp_path / LOCK, (0, 0))
+    stale = (tmp_path / LOCK).stat()
+    real = jobdir.SoftFileLease.acquire
+
+    def acquire(lease, **kwargs):
+        assert (tmp_path / LOCK).stat().st_ino == stale.st_ino, "removed by hand"
+        return real(lease, **kwargs)
+
+    monkeypatch.setattr(jobdir.SoftFileLease, "acquire", acquire)
+    begin(tmp_path)
+
+
+def test_a_heartbeat_ends_the_wait_for_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobdir, "_PROBE_S", 0.1)
+    run_elsewhere(tmp_path)
+    beat = threading.Timer(0.3, os.utime, [tmp_path / LOCK])
+    beat.start()
+    with pytest.raises(JobLockedError, match="process 7 on elsewhere"):
+        begin(tmp_path)
+    beat.join()
+
+
 # Record
 
 
