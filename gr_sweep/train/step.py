@@ -88,11 +88,14 @@ def shard(token_losses: TokenLosses, train: TrainConfig, device: torch.device) -
         sharded.set_force_sum_reduction_for_comms(True)
 
 
-def _attention(tokens_NS: Tensor, config: TrainConfig) -> contextlib.AbstractContextManager[None]:
+def _attention(
+    tokens_NS: Tensor, config: TrainConfig, device_type: str
+) -> contextlib.AbstractContextManager[None]:
     """The faster kernel of attention, forward and backward. On a CPU, short sequences in bfloat16
     take 0.6 of the time without flash attention (torch 2.13, 128 positions; 1.6 at 256)."""
     is_short = tokens_NS.shape[1] - 1 <= _SHORT
-    if tokens_NS.is_cpu and is_short and is_bfloat16(tokens_NS.device, config.precision):
+    device = torch.device(device_type)
+    if device_type == "cpu" and is_short and is_bfloat16(device, config.precision):
         return sdpa_kernel(SDPBackend.MATH)
     return contextlib.nullcontext()
 
@@ -220,6 +223,7 @@ def train_step(
     tokens_per_step: int,
     config: TrainConfig,
     check: Callable[[StepResult], None] = lambda result: None,
+    device_type: str | None = None,
 ) -> StepResult:
     """Computes the gradients of the micro-batches, clips them and updates the weights.
 
@@ -232,6 +236,7 @@ def train_step(
         tokens_per_step: denominator of the loss.
         config: precision, clipping and `block_lr`.
         check: called before the update, which does not happen if it raises.
+        device_type: device whose kernels are used, as in `TokenLosses`.
     """
     losses = []
     for index, (tokens_NS, part) in enumerate(zip(micro_batches, rows, strict=True)):
@@ -243,7 +248,9 @@ def train_step(
             forward.set_reshard_after_backward(is_last, recurse=False)
         with (
             routed.batch(counts, step=step, rows=part, next_NT=tokens_NS[:, 1:]),
-            _attention(tokens_NS, config),  # of layers that are recomputed too
+            _attention(
+                tokens_NS, config, device_type or tokens_NS.device.type
+            ),  # of layers that are recomputed too
         ):
             with precision_context(tokens_NS.device, config.precision):
                 loss_sum, losses_NT = forward(tokens_NS)
@@ -283,6 +290,7 @@ class JobStep:
             device_type: as in `TokenLosses`.
         """
         self.routed, self._train, self._counts = routed, train, counts
+        self._device_type = device_type
         self.token_losses = TokenLosses(routed, device_type=device_type)
         num_rows, length = sum(counts.values()), train.sequence_length + 1
         self._rows = rows or rows_of(0, world_size, num_rows, num_micro_batches(train))
@@ -311,6 +319,7 @@ class JobStep:
             step=next(self._step),
             tokens_per_step=self._train.batch_sequences * self._train.sequence_length,
             config=self._train,
+            device_type=self._device_type,
         )
 
     def weights(self) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """The precision of products, a frozen core, the optimizer and its learning rate."""
 
 import itertools
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -152,3 +153,16 @@ def test_units_of_blocks_have_their_own_learning_rate_after_a_new_plan_too():
         update(optimizer, routed, 2.5)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), weights[name], rtol=1e-12, atol=1e-14)
+
+
+def test_an_estimate_for_a_gpu_takes_its_kernel_of_attention(monkeypatch):
+    taken = []
+    monkeypatch.setattr(
+        "gr_sweep.train.step.sdpa_kernel", lambda kernel: taken.append(kernel) or nullcontext()
+    )
+    routed = route_model(tiny_model().float(), RoutePlan.none(domains=["code"]))
+    train = TrainConfig(precision=Precision.bfloat16, batch_sequences=2, sequence_length=8)
+    JobStep(routed, train, {"code": 2}, torch.device("cpu"), device_type="cuda").run()
+    assert not taken
+    JobStep(routed, train, {"code": 2}, torch.device("cpu")).run()
+    assert taken
