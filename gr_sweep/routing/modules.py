@@ -33,6 +33,8 @@ class RoutingState:
         """The current routing; None outside of contexts."""
         self.roles: list[tuple[str, Units]] = []
         """Roles and units that modules will ask the active routing for."""
+        self._was_routed = False
+        self._runs = 0
 
     def __deepcopy__(self, memo: Any) -> "RoutingState":
         """A copy of a model is not routed."""
@@ -49,7 +51,7 @@ class RoutingState:
             raise PlanError("batch, keep and remove cannot be nested; leave one before the next")
         if isinstance(routing, RowRouting):
             routing.prepare(self.roles)
-        self.active = routing
+        self.active, self._was_routed = routing, True
         try:
             yield
         finally:
@@ -60,10 +62,29 @@ class RoutingState:
     ) -> Any:
         """Calls the function as it was called when `routing` was active."""
         before, self.active = self.active, routing
+        self._runs += 1
         try:
             return function(*args, **kwargs)
         finally:
             self.active = before
+            self._runs -= 1
+
+    def current(self) -> Routing | None:
+        """The routing of a call of a module.
+
+        Raises:
+            PlanError: the backward pass repeats a forward pass that `Recorded` does not wrap, after
+                its context has ended.
+        """
+        if torch.compiler.is_compiling() or self.active is not None:
+            return self.active
+        in_backward = torch._C._current_graph_task_id() != -1
+        if in_backward and self._was_routed and not self._runs:
+            raise PlanError(
+                "the backward pass recomputes a layer, and its routing is not known: call backward "
+                "in the context, or use gradient_checkpointing_enable of the model before it"
+            )
+        return None
 
     def record(self, model: nn.Module) -> None:
         """Wraps the activation checkpointing of decoder layers that have it on."""
@@ -100,7 +121,7 @@ class RoutedModule(nn.Module):
         That includes a routing that cuts nothing: sliced products add up in another order, and a
         run that cuts nothing must be bit for bit the dense run.
         """
-        routing = self._state.active
+        routing = self._state.current()
         return None if routing is None or routing.is_plain(input) else routing
 
     def _added(self, input: Tensor) -> Tensor:
@@ -263,7 +284,7 @@ class RoutedPositions(RoutedRest):
     """An embedding of positions. Its input [1, T] is that of every sequence of the micro-batch."""
 
     def forward(self, input: Tensor) -> Tensor:
-        routing = self._state.active
+        routing = self._state.current()
         if routing is None or routing.num_rows is None:
             return self._plain(input)
         of_rows = input.expand(routing.num_rows, -1)

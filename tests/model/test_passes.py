@@ -104,6 +104,9 @@ def test_another_checkpointing_is_routed_inside_the_context(reentrant):
     with routed.batch(COUNTS):
         assert_same(gradients_of(loss(), model), wanted)
         assert_same(gradients_of(loss(), model, in_thread), wanted)
+        late = loss()
+    with pytest.raises(PlanError, match="call backward in the context"):
+        late.backward()
 
 
 class OtherLinear(torch.nn.Linear):
