@@ -240,7 +240,8 @@ class RoutedModel:
         """An ordinary model without the units that `keep(keep)` switches off, and with the same
         logits."""
         self._check()
-        return extract(self.model, self.plan, self.unit_linears, keep)
+        # Adapters are merged by calling their modules, which contexts route.
+        return self._state.run(None, extract, self.model, self.plan, self.unit_linears, keep)
 
     def owner_sets(self, *, gradients: bool = False) -> dict[str, list[Tensor]]:
         """Views of all parameters that learn, or of those gradients that there are, by the name of
