@@ -155,6 +155,12 @@ def check_plan(plan: RoutePlan, config: Any) -> None:
     family_of(config)
     check_kinds(plan, config.model_type)
     units = units_per_layer(config)
+    for name in ("output_router_logits", "router_jitter_noise") if EXPERT in units else ():
+        if value := getattr(config, name, None):
+            raise PlanError(
+                f"{name}={value} of the model's config: routing has no auxiliary loss of the "
+                f"router, and no noise; set {name} to 0 in config.json"
+            )
     for (layer, kind), split in plan.splits.items():
         number = split.num_units if kind in ADAPTERS.values() else units.get(kind, 0)
         if kind == EXPERT and not has_experts(config, layer):

@@ -98,6 +98,8 @@ def test_experts_of_a_foreign_core_and_of_layers_that_are_not_split(frozen):
     ("family", "config", "shares", "message"),
     [
         ("qwen3_moe", {"mlp_only_layers": [1]}, {}, "layer 1 12 experts"),
+        ("mixtral", {"output_router_logits": True}, {}, "output_router_logits=True"),
+        ("mixtral", {"router_jitter_noise": 0.1}, {}, "router_jitter_noise=0.1"),
         ("olmoe", {}, {"attn_shared": 0.5}, "plan.attn_shared=1"),
         ("olmoe", {}, {"adapters": {"mlp": 1}}, "plan.adapters.mlp=0"),
     ],
