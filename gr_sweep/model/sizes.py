@@ -77,18 +77,21 @@ def full_width(
     plan, `domains` are its labels, and `mlp_shared` is the core's fraction of the MLP units.
 
     Raises:
-        PlanError: the plan leaves a domain almost no units.
+        PlanError: an invalid plan, or one that leaves a domain almost no units.
     """
     width = shape.intermediate_size
     if kind == "none" or mlp_shared == 1.0:
         return shape
 
+    def plan_of(num_units: int) -> RoutePlan:
+        wide = replace(shape, intermediate_size=num_units)
+        return RoutePlan.make(kind, wide, domains=domains, forget=forget, mlp_shared=mlp_shared)
+
     def narrowest(num_units: int) -> int:
         """MLP units of the smallest network that keep(one domain) leaves."""
-        wide = replace(shape, intermediate_size=num_units)
         try:
-            plan = RoutePlan.make(kind, wide, domains=domains, forget=forget, mlp_shared=mlp_shared)
-        except PlanError:  # too few units for the blocks
+            plan = plan_of(num_units)
+        except PlanError:  # too few units for the blocks; any other error the widest plan has too
             return 0
         if not plan.splits:
             return num_units
@@ -96,6 +99,7 @@ def full_width(
         return min(num_units - sum(sizes[b] for b in plan.kept_off([d])) for d in plan.domains)
 
     widest = _MAX_WIDENING * width
+    plan_of(widest)
     if narrowest(widest) < width:
         raise PlanError(
             f"plan.full_width=true with plan={kind} and plan.mlp_shared={mlp_shared} needs MLPs "

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from gr_sweep.errors import PlanError
 from gr_sweep.model.sizes import SIZES, full_width
 from gr_sweep.routing.plan import RoutePlan
 
@@ -39,3 +40,9 @@ def test_widened_mlps_are_the_narrowest_that_leave_every_domain_the_dense_width(
     for shape, is_enough in ((wide, True), (replace(wide, intermediate_size=width - 1), False)):
         kept = [kept_units(shape, kind, d, domains=DOMAINS, **settings) for d in DOMAINS]
         assert (min(kept) >= 768) is is_enough
+
+
+def test_an_invalid_plan_is_named_and_not_its_width():
+    with pytest.raises(PlanError) as refused:
+        full_width(NANO, "forget", domains=DOMAINS, forget=[], mlp_shared=0.25)
+    assert "needs plan.forget" in str(refused.value) and "full_width" not in str(refused.value)
