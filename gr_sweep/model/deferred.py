@@ -90,7 +90,7 @@ class Deferred:
             root: the module around it that is sharded as a whole.
 
         Raises:
-            PlanError: a checkpoint can no longer be read.
+            PlanError: a checkpoint can no longer be read, or has a number that is not finite.
         """
         empty = {name for name, tensor in routed.model.named_parameters() if tensor.is_meta}
         apply: Any = root._apply
@@ -169,6 +169,10 @@ class _Stored:
         # The file is open only here: its pages count as this process's memory.
         with loading(f"model.path={self.path}"), safe_open(self.file, "pt") as file:
             values: Tensor = file.get_slice(self.key)[rows]
+        if not values.isfinite().all():
+            raise PlanError(
+                f"model.path={self.path} is not whole: {self.key} has a number that is not finite"
+            )
         return values
 
 

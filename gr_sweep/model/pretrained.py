@@ -130,7 +130,8 @@ def load(path: str, gguf_file: str | None = None) -> "PreTrainedModel":
     """The model in float32.
 
     Raises:
-        PlanError: it cannot be loaded, or lacks a tensor; transformers would draw it at random.
+        PlanError: it cannot be loaded, has numbers that are not finite, or lacks a tensor, which
+            transformers would draw at random.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -151,6 +152,9 @@ def load(path: str, gguf_file: str | None = None) -> "PreTrainedModel":
         for name, theirs, ours in sorted(found["mismatched_keys"])
     ]
     wrong += [f"{name} is missing" for name in sorted(found["missing_keys"])]
+    if not wrong:
+        finite = {name: bool(weight.isfinite().all()) for name, weight in model.named_parameters()}
+        wrong = [f"{name} has a number that is not finite" for name in finite if not finite[name]]
     if wrong:
         raise PlanError(f"model.path={path} is not whole: {', '.join(wrong[:3])}")
     if gguf_file is not None:

@@ -151,3 +151,11 @@ def test_a_file_that_can_no_longer_be_read_is_one_line_that_names_the_checkpoint
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(PlanError, match=f"model.path={tmp_path} cannot be loaded: "):
         filled(deferred)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    saved(tmp_path, **{"model.norm.weight": torch.full((16,), torch.nan)})
+    deferred = deferred_checkpoint(str(tmp_path))
+    for read in (lambda: load(str(tmp_path)), lambda: deferred.read(lambda name, rows: rows[:])):
+        with pytest.raises(PlanError, match=r"model\.norm\.weight has a number that is not finite"):
+            read()
