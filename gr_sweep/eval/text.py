@@ -13,6 +13,7 @@ import numpy as np
 from gr_sweep.data.shards import Shard
 from gr_sweep.data.streams import Mixture, Stream
 from gr_sweep.domains import expand
+from gr_sweep.errors import DataError
 
 Rows = Callable[[int], np.ndarray]
 """From the number of a step to its token ids, int64 [N, T + 1]: inputs `[:, :-1]`, targets
@@ -83,6 +84,8 @@ class _Windows:
         chosen = []
         for number, domain in enumerate(domains):
             shard = text.shards[domain]
+            if shard.num_tokens < 2:
+                raise DataError(f"{domain} has no text to train on")
             order = random.permutation(shard.num_documents)
             if documents is not None:
                 # The first domains get one more if they do not divide.

@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
 
 from gr_sweep.data.shards import Shard
+from gr_sweep.errors import DataError
 from gr_sweep.eval.text import TrainingText
 from tests.eval.tiny import DOMAINS, shards
 
@@ -60,3 +62,8 @@ def test_a_sample_is_of_windows_all_over_the_text_none_twice():
     assert len({int(token) // 10 for token in rows.flatten()}) > 8
     every = text.sample("", ["code"], 10**6)
     np.testing.assert_array_equal(every, text.rows("", ["code"], num_rows=len(every))(0))
+
+
+def test_a_domain_without_text_is_named():
+    with pytest.raises(DataError, match="code has no text"):
+        text_of(counting(), 7).rows("", ["code"])
