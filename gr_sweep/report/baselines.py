@@ -91,11 +91,11 @@ class JobTables:
         if self.job.edges == DENSE:
             return {}
         kinds = {"model": ModelConfig, "plan": PlanConfig, "procedure": ProcedureConfig}
-        groups: Any = {name: _group(kind, self.job.config[name]) for name, kind in kinds.items()}
         partition = PartitionConfig(domains={d: DomainConfig() for d in self.job.domains})
         try:
+            groups: Any = {n: _group(kind, self.job.config[n]) for n, kind in kinds.items()}
             return expert_widths(RunConfig(partition=partition, **groups))
-        except (ConfigError, PlanError):
+        except (ConfigError, PlanError, ValueError, TypeError):  # or of an older version
             return {}
 
     @property

@@ -1,5 +1,6 @@
 """Which jobs of a folder are baselines of which, read from jobs as they are left behind."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from gr_sweep.metrics.losses import (
     write_losses,
 )
 from gr_sweep.report import measures
+from gr_sweep.report.baselines import JobTables
 from gr_sweep.report.collect import read_sweep
 from gr_sweep.report.sweep import Job, Sweep, over_seeds
 from gr_sweep.resolve import resolve
@@ -318,3 +320,11 @@ def test_mean_over_seeds_has_a_t_interval_and_differences_are_paired(tmp_path: P
     assert single is not None and single.interval is None
     assert over_seeds(routed, lambda job: job.estimate("no such metric")) is None
     assert loss.difference(routed, dense[1:]) is None, "not of the same seeds"
+
+
+def test_settings_of_an_older_version_have_no_widths_of_experts(tmp_path: Path) -> None:
+    write(tmp_path, config_of(), "routed")
+    job = named(read_sweep(tmp_path), "routed")
+    config = {**job.config, "plan": {**job.config["plan"], "kind": "circle"}}
+    tables = JobTables(job=replace(job, config=config), losses=[], relearn=[], owners={})
+    assert tables.expert_widths == {}
