@@ -270,7 +270,8 @@ def _with_unit(found: Estimate | None, measure: Measure, sign: str = "") -> str:
     text = Text(measure.text.digits, sign)
     unit = "nats " if measure.metric.unit.startswith("nats") else ""
     ends = text.interval(found).replace(" to ", ", ")
-    return f"{text.value(found)} {unit}{_title(measure)}{f' [{ends}]' if ends else ''}"
+    value = text.difference(found) if sign else text.value(found)
+    return f"{value} {unit}{_title(measure)}{f' [{ends}]' if ends else ''}"
 
 
 def _title(measure: Measure) -> str:

@@ -47,6 +47,13 @@ class Text:
             return f"{BELOW}{simple}"
         return estimate.bound + self(estimate.value, self._digits_of(estimate))
 
+    def difference(self, estimate: Estimate | None) -> str:
+        """As `value`; without an interval, with the decimals that its first digit needs."""
+        if estimate is None or estimate.interval is not None or abs(estimate.value) < 1e-9:
+            return self.value(estimate)
+        first = -math.floor(math.log10(abs(estimate.value)))
+        return estimate.bound + self(estimate.value, max(self.digits, first))
+
     def interval(self, estimate: Estimate | None) -> str:
         """The bounds of an interval; empty without one."""
         if estimate is None or estimate.interval is None:

@@ -69,10 +69,11 @@ class Table:
     """How many of the last columns the page folds at first."""
 
 
-def cell(estimate: Estimate | None, text: Text) -> Cell:
+def cell(estimate: Estimate | None, text: Text, *, is_difference: bool = False) -> Cell:
     """An estimate with its interval."""
+    write = text.difference if is_difference else text.value
     value = None if estimate is None else estimate.value
-    return Cell(text=text.value(estimate), value=value, interval=text.interval(estimate))
+    return Cell(text=write(estimate), value=value, interval=text.interval(estimate))
 
 
 def column(measure: Measure, part: str | None = None) -> Column:
@@ -133,7 +134,8 @@ def _differences(found: Sequence[Ranking], measure: Measure) -> tuple[Column, li
             elif reference is None or place.why:
                 cells.append(Cell(text=MISSING))
             else:
-                cells.append(cell(measure.difference(place.jobs, reference.jobs), text))
+                found_one = measure.difference(place.jobs, reference.jobs)
+                cells.append(cell(found_one, text, is_difference=True))
     return head, cells
 
 

@@ -221,3 +221,10 @@ def test_setting_that_lacks_an_axis_on_one_seed_has_no_rank(tmp_path: Path) -> N
     sweep = read_sweep(tmp_path)
     assert ranks(sweep) == {"none": 1, "act": None, "weight": 1, "both": 2}
     assert "`act` (without served tax" in noted(sweep)
+
+
+def test_small_differences_of_one_seed_are_not_written_as_zero(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, {"weight": [(0.1, 0.604)], "none": [(0.103, 0.6)]})
+    assert "+0.004" in said(sweep) and "\N{MINUS SIGN}0.003" in said(sweep)
+    cells = [cell.text for row in tables.settings(sweep).rows for cell in row.cells]
+    assert "+0.003" in cells and "\N{MINUS SIGN}0.004" in cells

@@ -52,6 +52,8 @@ def test_digits_follow_the_interval() -> None:
     assert shown(0.31, -0.1, 0.72, measures.signed) == ("+0.3", "\N{MINUS SIGN}0.1 to 0.7")
     assert shown(0.043, 0.002, 0.084, measures.fraction) == ("0.043", "0.002 to 0.084")
     assert measures.nats.value(Estimate(value=5.12345)) == "5.123"
+    for value, text in ((0.004, "+0.004"), (-0.00032, "\N{MINUS SIGN}0.0003"), (0.0, "0.00")):
+        assert measures.signed.difference(Estimate(value=value)) == text
 
 
 def test_seeds_become_means_and_paired_differences(read_study: Sweep) -> None:
