@@ -107,7 +107,9 @@ def test_an_empty_core_keeps_a_network_of_the_others_units_or_of_zeros(kind, wid
 
 def test_adapters_are_merged_inside_a_context_too():
     model = tiny_model()
-    routed = route_model(model, PLANS["peers"](model.config, adapters={"mlp": 1}))
+    routed = route_model(
+        model, PLANS["peers"](model.config, attn_shared=0.25, adapters={"embed": 3})
+    )
     with routed.keep(["creative"]):
         small = routed.extract(keep=["code"])
     assert_has_logits(small, routed, ["code"])
