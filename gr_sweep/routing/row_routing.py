@@ -179,6 +179,13 @@ class RowRouting(BaseRouting):
         rest = [[factor] for factor in factors.of_role(role)]
         bias = cover(rest, self._rows, (slice(0, 1),), "units")
         if role == "mlp":
+            # The gradients of weights and input are read from the same cells. Where a dense product
+            # of each would have to clear cells that the other one reads, the input's is sliced.
+            cut = [
+                {(g, b) for g, line in enumerate(table) for b, f in enumerate(line) if f == 0.0}
+                for table in (factors.weight, factors.act)
+            ]
+            is_nested = cut[0] <= cut[1] or cut[1] <= cut[0]
             return MlpCovers(
                 hidden=of(factors.on, None, products=2, calls=4),
                 out=of(factors.on, "rows", products=1),
@@ -186,7 +193,7 @@ class RowRouting(BaseRouting):
                 # Dense together: three products, and the hidden activation that is computed again.
                 weight=of(factors.weight, "units", products=3, calls=4),
                 down=of(factors.outputs, "units", products=3, calls=4),
-                input=of(factors.act, "rows", products=2, calls=2),
+                input=of(factors.act, "rows", products=2 if is_nested else 0, calls=2),
                 bias=bias,
             )
         if role == "column":

@@ -111,6 +111,13 @@ def test_row_groups_follow_the_definition(
     assert_follows_the_definition(routed, plain, cut, steps, num_micro)
 
 
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_frozen_core_with_cut_activations_follows_the_definition(plan, monkeypatch):
+    """The weights of some units learn nothing, the input learns nothing through others."""
+    case = ("act", "core frozen", plan, 0.5, "mlp and attention", "dense", 1)
+    test_row_groups_follow_the_definition(*case, monkeypatch)
+
+
 @pytest.mark.parametrize(
     ("edges", "weights", "plan", "foreign_dropout", "units"),
     crossed(EDGES, list(WEIGHTS), list(PLANS), [0.0, 1.0], list(UNITS)[1:]),
