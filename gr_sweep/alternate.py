@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gr_sweep.assign.attribution import UnitScores, score_units
 from gr_sweep.assign.cluster import document_features, fit_children
 from gr_sweep.assign.labels import HELDOUT, TRAIN, RoundLabels
-from gr_sweep.assign.scores import UnitScores, score_units
 from gr_sweep.assign.units import (
     assign_units,
     modularity_by_chance,

@@ -79,7 +79,7 @@ class ProcedureKind(enum.Enum):
 
 
 class Attribution(enum.Enum):
-    """What scores units for domains (gr_sweep/assign/scores.py)."""
+    """What scores units for domains (gr_sweep/assign/attribution.py)."""
 
     act_grad = "act_grad"
     activation = "activation"

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from gr_sweep.assign.allocate import allocate, fitting_sets, misfit
-from gr_sweep.assign.scores import UnitScores
+from gr_sweep.assign.attribution import UnitScores
 from gr_sweep.routing.divide import origins
 from gr_sweep.routing.kinds import KINDS, Place
 from gr_sweep.routing.plan import Block, RoutePlan, Split

@@ -100,7 +100,7 @@ class Batches:
         """
         Args:
             train_shards: the training documents by true domain.
-            weights, unlabelled: as `rows.rows_per_label` takes them.
+            weights, unlabelled, only: as `rows.rows_per_label` takes them.
             mislabelled: share of the labelled documents with another domain's label.
             without: domains, or nodes above them, whose rows are left out, by true label; no label
                 is hidden or swapped then.
@@ -108,7 +108,6 @@ class Batches:
                 random, each domain's over all of them (method random). Not with `without`.
             drops_observed: `without` goes by the label that routing sees: hidden and swapped labels
                 stay so, and all unlabelled text is read.
-            only: as `rows.rows_per_label` takes it.
             first_step: the step that reads the first windows.
             rehearsed: labels whose text is read in a share `rehearsal` of the rows of each other
                 label. Not with `permuted`.
@@ -119,12 +118,11 @@ class Batches:
         """
         assert not (permuted and (without or rehearsed))
         if without and not drops_observed:
-            unlabelled, mislabelled = 0.0, 0.0
-        if permuted:
-            mislabelled = 0.0  # A wrong label says as little as a permuted one.
-        self.counts = rows_per_label(
-            domains, weights, unlabelled, batch_sequences, without, drops_observed, only
-        )
+            unlabelled = 0.0
+        if permuted or (without and not drops_observed):
+            mislabelled = 0.0  # Of permuted labels, a wrong one says as little.
+        how = (without, drops_observed, only)
+        self.counts = rows_per_label(domains, weights, unlabelled, batch_sequences, *how)
         self.tokens_per_step = batch_sequences * sequence_length
         self._sequence_length = sequence_length
         self._train_shards = train_shards

@@ -38,7 +38,7 @@ KINDS = {
 A new kind is also needed in `units_per_layer` and `RoutePlan._build` (how many, and the core's
 share), `PlanConfig` and `planning.make_plan` (its setting), `divide.split_further` (later rounds),
 `Family.linears` and `unit_linears` (its place in a model; `model/adapters.py` if the plan adds it),
-`assign.scores._sites` (attribution), `extract._resized` and `model/sizes.py` (other widths),
+`assign.attribution._sites` (attribution), `extract._resized` and `model/sizes.py` (other widths),
 `planning.plan_of_round`, `units.swaps_of`, `cost.kept_flops_per_token`, `pretrained._SIZES`,
 `export.write._UNITS`, and first in tests/reference.py. Units are rows or columns of a linear map:
 others, such as stacked experts (`routing/experts.py`), need a routed class of their own too.

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gr_sweep.assign.scores import UnitScores
+from gr_sweep.assign.attribution import UnitScores
 from gr_sweep.assign.units import (
     assign_units,
     modularity_by_chance,

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gr_sweep.assign.scores import UnitScores, score_units
+from gr_sweep.assign.attribution import UnitScores, score_units
 from gr_sweep.config import Attribution
 from gr_sweep.errors import DataError, PlanError
 from gr_sweep.model.loss import TokenLosses
@@ -233,7 +233,7 @@ def literal_scores(model, documents, method, steps, off=None):
         *((family, "act_grad", False) for family in ("gpt2", "gpt_neox", "olmo2")),
     ],
 )
-def test_scores_are_those_of_reading_the_documents_one_by_one(family, method, is_expert):
+def test_attribution_are_those_of_reading_the_documents_one_by_one(family, method, is_expert):
     model = tiny_model(family)
     off = random_off(model) if is_expert else None
     documents = texts(lengths=(5, 2, 6))
