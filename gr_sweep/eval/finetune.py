@@ -144,7 +144,7 @@ def recovery(
     They are computed each time that a context is entered, with the same result.
 
     Args:
-        rows_without: the rows of each step, for a domain; None if there is no other text.
+        rows_without: the rows of each step, for a domain; None without other text.
         lr: training's peak learning rate, of which the fraction `RECOVERY_LR` is used.
 
     Returns:

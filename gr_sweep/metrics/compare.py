@@ -161,7 +161,7 @@ def compare_relearn(
         loss, tokens, censored = _relearned(tables, part, rows)
         filtered = _relearned(tables, part, filtered_rows, _RELEARNED)
         filtered_loss, filtered_tokens, filtered_censored = filtered
-        # Of two bounds there is no ratio.
+        # Two bounds have no ratio.
         is_unknown = censored * filtered_censored != 0
         of_part = np.where(is_unknown, np.nan, ratio(tokens, filtered_tokens))
         samples |= {

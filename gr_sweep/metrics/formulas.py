@@ -70,7 +70,7 @@ def tokens_to_relearn(
 
     Args:
         attacks: for each learning rate, the tokens trained on at its evaluations, rising from 0,
-            and the losses; nan (the attack diverged) is no success.
+            and the losses; nan (the attack diverged) fails.
         filtered: F[e](e), of a dense model never trained on e.
         dense: D(e).
 
